@@ -1,0 +1,1 @@
+"""RobuQ: Diffusion Transformers with ternary weights and about two activation bits."""

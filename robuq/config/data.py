@@ -1,0 +1,31 @@
+"""Which images, and how they are split."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from robuq.config.base import Config
+
+
+class DataConfig(Config):
+    """A data set with a held-out split that training never sees.
+
+    digits: scikit-learn's 1,797 real 8x8 images. fashion_mnist: IDX files in `path`, or where Debian's
+    package puts them. image_folder: `path/<class>/*.png|jpg`. latents: an .npz with `latents` (N, C, H, W) and
+    `labels` (N,), as an autoencoder made them.
+    """
+
+    name: Literal["digits", "fashion_mnist", "image_folder", "latents"] = "digits"
+    path: str | None = None
+    image_size: Annotated[int, Field(ge=1)] = 8
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25  # fraction; fashion_mnist has its own test files
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1)] | None = None  # at most this many training images
+
+    @model_validator(mode="after")
+    def _folder_has_a_path(self) -> Self:
+        if self.name in ("image_folder", "latents") and not self.path:
+            raise ValueError(f"name={self.name!r} needs a path")
+        return self

@@ -1,0 +1,52 @@
+"""How a network is judged. Everything here enters the protocol fingerprint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from robuq.config.base import Config
+
+
+class SampleConfig(Config):
+    """How images are drawn. One generator per image index: batch size and workers change nothing."""
+
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    steps: Annotated[int, Field(ge=1)] = 20
+    guidance: Annotated[float, Field(ge=1)] = 1.0  # 1 = none
+    guidance_channels: Annotated[int, Field(ge=1)] | None = None  # None: all of them
+    num_images: Annotated[int, Field(ge=0)] = 1000
+    batch_size: Annotated[int, Field(ge=1)] = 250
+    seed: Annotated[int, Field(ge=0)] = 0
+    clip_sample: bool = True  # clamp the predicted image to [-1, 1] (pixel models)
+
+
+class LossConfig(Config):
+    """Held-out diffusion loss at fixed noise and timesteps."""
+
+    repeats: Annotated[int, Field(ge=1)] = 4  # noise draws per held-out image
+    max_images: Annotated[int, Field(ge=1)] = 2000
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class FeatureConfig(Config):
+    """The small classifier, trained on the data set, whose features the distances live in."""
+
+    width: Annotated[int, Field(ge=4)] = 32  # of the feature vector
+    channels: Annotated[int, Field(ge=4)] = 16
+    epochs: Annotated[int, Field(ge=1)] = 15
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    max_images: Annotated[int, Field(ge=1)] = 10_000  # training images used, and the most kept as real reference
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class EvalConfig(Config):
+    loss: LossConfig = LossConfig()
+    sample: SampleConfig = SampleConfig()
+    features: FeatureConfig = FeatureConfig()
+    neighbours: Annotated[int, Field(ge=1)] = 3  # k of precision and recall
+    grid_images: Annotated[int, Field(ge=0)] = 40  # first sampled images kept for the sample grid
+    distributions: bool = True  # keep a sample of the tokens that enter the middle block's linears
