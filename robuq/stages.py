@@ -7,11 +7,14 @@ written again; an unfinished one is a working folder that a later attempt contin
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,22 +104,64 @@ class StageStore:
         failure: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
         return failure
 
+    def progress(self, stage: Stage) -> dict[str, Any] | None:
+        """What the attempt under way last said of itself (see `ProgressFile`)."""
+        file = self.work_folder(stage) / ProgressFile.NAME
+        try:
+            progress: dict[str, Any] = json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        return progress
+
+    @contextmanager
+    def locked(self, stage: Stage) -> Iterator[None]:
+        """Alone with this stage: a second process waits here. The lock goes with the process that holds it."""
+        file = self.root / stage.kind / f".{stage.key}.lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def fail(self, stage: Stage, reason: str, error: str) -> None:
+        """Record why the attempt failed; what it left stays to continue from."""
+        write_json(self.work_folder(stage) / "failure.json", {"reason": reason, "error": error})
+
     def open_work(self, stage: Stage) -> Path:
         """The working folder, with what an earlier attempt left to continue from."""
         folder = self.work_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.json").unlink(missing_ok=True)
+        for stale in ("failure.json", ProgressFile.NAME):
+            (folder / stale).unlink(missing_ok=True)
         write_json(folder / "stage.json", {"kind": stage.kind, "inputs": stage.inputs, "config": stage.config})
         return folder
 
     def commit(self, stage: Stage, result: Mapping[str, Any]) -> Path:
-        """Make the working folder the finished stage, in one rename."""
+        """Make the working folder the finished stage, in one rename; checkpoints go only after it."""
         work, final = self.work_folder(stage), self.folder(stage.id)
-        for leftover in work.glob("checkpoint*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_json(work / "result.json", result)
         os.replace(work, final)
+        for leftover in (*final.glob("checkpoint*"), *final.glob(ProgressFile.NAME)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return final
+
+
+class ProgressFile:
+    """`progress.json` of a working folder, for a live display: rewritten once a second at most."""
+
+    NAME = "progress.json"
+
+    def __init__(self, folder: Path, phase: str, steps: int, first: int = 0) -> None:
+        self._file = folder / self.NAME
+        self._fixed = {"phase": phase, "steps": steps}
+        self._first, self._begun, self._written = first, time.monotonic(), float("-inf")
+
+    def update(self, step: int, loss: float | None = None) -> None:
+        now = time.monotonic()
+        if now - self._written < 1.0:
+            return
+        self._written = now
+        speed = (step - self._first) / max(now - self._begun, 1e-9)
+        write_json(self._file, {**self._fixed, "step": step, "loss": loss, "steps_per_second": round(speed, 3)})
 
 
 def write_json(file: Path, value: Any) -> None:

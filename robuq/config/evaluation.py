@@ -14,6 +14,9 @@ class SampleConfig(Config):
 
     sampler: Literal["ddim", "ddpm"] = "ddim"
     steps: Annotated[int, Field(ge=1)] = 20
+    # Which timesteps: trailing starts at the last one, where an image is nothing but noise; leading, diffusers'
+    # default, ends at timestep 0. `steps` divides num_timesteps (ddpm with trailing takes any number).
+    spacing: Literal["trailing", "leading"] = "trailing"
     guidance: Annotated[float, Field(ge=1)] = 1.0  # 1 = none
     guidance_channels: Annotated[int, Field(ge=1)] | None = None  # None: all of them
     num_images: Annotated[int, Field(ge=0)] = 1000

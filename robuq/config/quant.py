@@ -109,9 +109,18 @@ class WeightQuant(Config):
 
 
 class LowRank(Config):
-    """A full-precision branch A B beside the quantized weight, from the SVD of the rotated weight."""
+    """A full-precision branch A B beside the quantized weight, from the SVD of the rotated weight.
+
+    Paper: r = 16 at width 1152. We: r = 16, and at most `max_share` of the weight's shorter side, because 16 of a
+    small network's 64 dimensions would be a quarter of the layer left in full precision.
+    """
 
     rank: Annotated[int, Field(ge=1)] = 16
+    max_share: Annotated[float, Field(gt=0, le=1)] = 1 / 16
+
+    def rank_of(self, out_features: int, in_features: int) -> int:
+        """The rank in a layer with weight (O, I), at least 1."""
+        return max(1, min(self.rank, int(self.max_share * min(out_features, in_features))))
 
 
 class QuantSpec(Config):
@@ -152,8 +161,10 @@ class PrecisionMap(Config):
             return self
         if spec.act is None or spec.weight is not None or spec.transform.kind != "identity":
             raise ValueError("attention has no weights and no transform: give it `act` alone")
-        if spec.act.mode != "dynamic":
-            raise ValueError("attention quantizes dynamically: set act.mode='dynamic'")
+        if spec.act.mode != "dynamic" or spec.act.granularity != "per_token":
+            raise ValueError(
+                "attention quantizes each token as it comes: set act.mode='dynamic', granularity='per_token'"
+            )
         return self
 
     def is_full_precision(self) -> bool:

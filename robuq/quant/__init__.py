@@ -1,0 +1,1 @@
+"""Fake quantization of activations and weights, rotations, and the surgery that puts them into a model."""

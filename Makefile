@@ -1,0 +1,40 @@
+# Everything a fresh machine with Python 3.11, pip and make needs: `make ablation`, `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OUTPUT ?= results
+PLAN ?= experiments/plans/digits_components.yaml
+
+.PHONY: help install ablation smoke test fast clean
+
+help:
+	@echo "make ablation   set up, train and compare the variants of $(PLAN), write the report (about 20 minutes on 2 cores)"
+	@echo "make smoke      the same path in about a minute"
+	@echo "make test       set up and run every check: format, lint, types, import contracts, tests"
+	@echo "make install    only create $(VENV) with the pinned dependencies"
+
+# The stamp is newer than the lock file exactly when the environment is up to date.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+install: $(VENV)/.installed
+
+ablation: install
+	$(BIN)/robuq sweep $(PLAN) --output $(OUTPUT)
+	$(BIN)/robuq report $(PLAN) --output $(OUTPUT)
+
+smoke:
+	$(MAKE) ablation PLAN=experiments/plans/smoke.yaml OUTPUT=$(OUTPUT)
+
+test: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+clean:
+	rm -rf $(VENV)

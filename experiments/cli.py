@@ -1,0 +1,375 @@
+"""The one command, `robuq`. What takes long to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from robuq.config import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.executors import Executor
+    from experiments.launch import Job, JobEnd
+    from experiments.output import Output
+    from experiments.plan import Plan
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
+PIPE_WIDTH = 240  # characters: tables in a pipe or a file are not folded to 80
+RESULTS = Path("results")
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="""RobuQ: quantized Diffusion Transformers, trained, compared and recorded.
+
+    \b
+    Start here:
+      robuq plan smoke               what would run, and for how long
+      robuq sweep smoke              run it; the same again continues, or adds what is new
+      robuq report smoke             tables and figures of what was recorded
+      robuq train robuq_uniform      a single run
+      robuq variants                 the named recipes
+
+    FILE is a plan in YAML, or the name of a packaged one. RUN is a run's key, the beginning of one, VARIANT/SEED or
+    VARIANT/LABEL/SEED. Everything is written to --output (results/).
+    """,
+)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A plan in YAML, or a packaged plan's name.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Key, beginning of a key, VARIANT/SEED, VARIANT/LABEL/SEED.")]
+Folder = Annotated[Path, typer.Option("--output", help="Folder for everything that is written.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Override, repeatable: train.steps=2000, seeds=0,1,2."),
+]
+Device = Annotated[str, typer.Option(help="Where networks live: cpu, cuda, cuda:1.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Tracking = Annotated[
+    str | None, typer.Option("--tracking-uri", metavar="URI", help="MLflow server; default: DIR/mlflow.db.")
+]
+Kind = Literal["ray", "local"]
+Workers = Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")]
+
+
+def main() -> None:
+    """Mistakes of the user end in one line and exit code 2; other exceptions are bugs and keep their traceback."""
+    try:
+        code = app(standalone_mode=False, prog_name="robuq")
+    except ConfigError as error:
+        code = _complain(str(error))
+    except typer.TyperException as error:
+        code = _complain(error.format_message())
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
+        print("robuq: interrupted; the same command continues where it was", file=sys.stderr)
+    sys.exit(code or 0)
+
+
+def _complain(message: str) -> int:
+    if message:  # empty where help was shown instead
+        print(f"robuq: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE
+
+
+# --- plans ----------------------------------------------------------------------------------------------------
+
+
+@app.command("plan")
+def plan_command(
+    file: File, output: Folder = RESULTS, settings: Settings = None, workers: Workers = 2, as_json: Json = False
+) -> None:
+    """Show what a sweep would do, and do nothing.
+
+    \b
+    robuq plan smoke
+    robuq plan digits_components --set seeds=0,1,2,3,4
+    robuq plan my_plan.yaml --json
+    """
+    from experiments.overview import plan_data, print_plan
+
+    plan, jobs, folder = _loaded(file, settings, output)
+    data = plan_data(plan, jobs, folder, workers)
+    _print_json(data) if as_json else print_plan(data, _console())
+
+
+@app.command()
+def sweep(
+    file: File,
+    output: Folder = RESULTS,
+    settings: Settings = None,
+    executor: Annotated[Kind, typer.Option(help="local: in this process, one after the other.")] = "ray",
+    workers: Workers = 2,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster that sees --output.")] = None,
+    cpus_per_run: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for a run.")] = 1,
+    gpus_per_run: Annotated[float, typer.Option(min=0, help="GPUs that Ray reserves; 0.5: two runs share one.")] = 0,
+    device: Device = "cpu",
+    tracking_uri: Tracking = None,
+) -> None:
+    """Run a plan's missing stages and record its runs. Run it again to continue.
+
+    \b
+    robuq sweep smoke
+    robuq sweep digits_components --workers 4 --set train.steps=600
+    robuq sweep digits_components --set seeds=0,1,2,3        adds seed 3
+    robuq sweep fashion_components --device cuda --gpus-per-run 0.5
+    robuq sweep smoke --executor local --output /tmp/smoke
+
+    Exit code 0: every run finished; 1: some failed, and are listed with their reasons.
+    """
+    from experiments.launch import missing
+
+    plan, jobs, folder = _loaded(file, settings, output)
+    with folder.sweeping():
+        kind: Kind = executor if missing(jobs, folder.store) else "local"  # no cluster for nothing
+        pool = _executor(kind, folder, device, workers, address, cpus_per_run, gpus_per_run)
+        ends = _launched(plan.name, jobs, folder, pool, workers, tracking_uri)
+    if any(end.failure for end in ends):
+        raise typer.Exit(FAILED)
+    print(f"next: robuq report {file} --output {output}")
+
+
+@app.command()
+def status(file: File, output: Folder = RESULTS, settings: Settings = None, as_json: Json = False) -> None:
+    """Show how far each run of a plan is; also while a sweep is under way.
+
+    \b
+    robuq status digits_components
+    robuq status digits_components --json
+    """
+    from experiments.overview import print_status, status_data
+
+    plan, jobs, folder = _loaded(file, settings, output)
+    data = status_data(plan, jobs, folder)
+    _print_json(data) if as_json else print_status(data, _console())
+
+
+@app.command()
+def report(file: File, output: Folder = RESULTS, settings: Settings = None, tracking_uri: Tracking = None) -> None:
+    """Write a plan's table and figures from what was recorded; print where each file is.
+
+    \b
+    robuq report smoke
+    robuq report digits_components --output results
+    """
+    from experiments.reporting import write_plan_report
+
+    plan, _, folder = _loaded(file, settings, output)
+    for written in write_plan_report(plan, folder, tracking_uri or folder.tracking_uri()):
+        print(written)
+
+
+@app.command()
+def variants() -> None:
+    """List the named recipes: the rows that a plan can have."""
+    import inspect
+
+    from robuq.variants import VARIANTS, robust_ptq
+
+    for name, recipe in VARIANTS.items():
+        text = inspect.getdoc(recipe) or inspect.getdoc(robust_ptq) or ""  # the robust_ptq rows share one function
+        print(f"{name:26} {text.splitlines()[0]}")
+
+
+# --- single runs ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    variant: Annotated[str, typer.Argument(help="A name from `robuq variants`.")],
+    act_bits: Annotated[int, typer.Option(min=1, max=8, help="Activation bits of the block linears.")] = 2,
+    preset: Annotated[str, typer.Option(help="Data and model to start from: nano, digits, fashion_mnist.")] = "digits",
+    seed: Annotated[int, typer.Option(min=0, help="Of everything but the data split.")] = 0,
+    output: Folder = RESULTS,
+    settings: Settings = None,
+    device: Device = "cpu",
+    tracking_uri: Tracking = None,
+) -> None:
+    """Train and judge one variant; print its metrics and its key.
+
+    \b
+    robuq train robuq_uniform --act-bits 2
+    robuq train baseline --preset nano --set train.steps=20
+    robuq train robuq_uniform --set block_linears.act.grid=as_coded
+    """
+    from experiments.executors import LocalExecutor
+    from experiments.launch import jobs_of
+    from experiments.output import Output
+    from experiments.overrides import parse_settings
+    from experiments.plan import SINGLE, single_run
+
+    run, folder = single_run(variant, act_bits, preset, seed, parse_settings(settings or [])), Output(output)
+    with folder.sweeping():
+        (end,) = _launched(SINGLE, jobs_of([run]), folder, LocalExecutor(folder.store.root, device), 1, tracking_uri)
+    if end.failure:
+        raise typer.Exit(FAILED)
+    _print_metrics(folder.find(run.key()).metrics)
+    print(f"run {run.key()}")
+
+
+@app.command()
+def evaluate(
+    run: Run, output: Folder = RESULTS, settings: Settings = None, device: Device = "cpu", as_json: Json = False
+) -> None:
+    """Print a run's metrics, or judge it anew under another protocol, without training it again.
+
+    \b
+    robuq evaluate robuq_uniform/0
+    robuq evaluate 3f2a --set evaluation.sample.guidance=1.5 --set evaluation.sample.steps=50
+    """
+    from experiments.one_run import evaluated
+    from experiments.output import Output
+    from experiments.overrides import parse_settings
+
+    folder = Output(output)
+    record, overrides = folder.find(run), parse_settings(settings or [])
+    _refuse_training(overrides)
+    metrics = evaluated(record, overrides, folder, device, _console(stderr=True))
+    _print_json(metrics) if as_json else _print_metrics(metrics)
+
+
+@app.command()
+def sample(
+    run: Run,
+    output: Folder = RESULTS,
+    num_images: Annotated[int, typer.Option(min=1, help="Images, the classes in turn.")] = 40,
+    columns: Annotated[int, typer.Option(min=1, help="Of the picture.")] = 10,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; default: the run's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampler steps; default: the run's.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="1 is none; default: the run's.")] = None,
+    file: Annotated[Path | None, typer.Option(help="PNG to write; default: DIR/samples/<key>.png.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Draw images from a run's network into a PNG. Equal seeds mean equal noise for every variant.
+
+    \b
+    robuq sample robuq_uniform/0
+    robuq sample baseline/0 --num-images 100 --guidance 2 --file baseline.png
+    """
+    from experiments.one_run import drawn, run_of, write_png
+    from experiments.output import Output
+
+    folder = Output(output)
+    record = folder.find(run)
+    given = {"num_images": num_images, "seed": seed, "steps": steps, "guidance": guidance}
+    config = run_of(record).evaluation.sample.updated(**{k: v for k, v in given.items() if v is not None})
+    target = file or folder.folder / "samples" / f"{record.key}.png"
+    write_png(drawn(record, folder, config, device), target, columns)
+    print(target)
+
+
+@app.command()
+def reproduce(run: Run, output: Folder = RESULTS, device: Device = "cpu") -> None:
+    """Do a recorded run once more, every stage from nothing, outside the sweep, and compare bit for bit.
+
+    \b
+    robuq reproduce robuq_uniform/0
+
+    Exit code 0: every metric and the training history are equal; 1: they are not, and the differences are listed.
+    """
+    from experiments.one_run import differences, reproduced
+    from experiments.output import Output
+
+    folder = Output(output)
+    record = folder.find(run)
+    if record.status != "finished":
+        raise ConfigError(f"run {record.key} failed ({record.failure}): only finished runs can be reproduced")
+    lines = differences(record, reproduced(record, folder, device, _console(stderr=True)))
+    print("\n".join(lines) if lines else f"{record.key}: {len(record.metrics)} metrics and the history are equal")
+    if lines:
+        raise typer.Exit(FAILED)
+
+
+# --- what they share ------------------------------------------------------------------------------------------
+
+
+def _loaded(file: str, settings: list[str] | None, output: Path) -> tuple[Plan, list[Job], Output]:
+    from experiments.launch import jobs_of
+    from experiments.output import Output
+    from experiments.plan import load_plan
+
+    plan = load_plan(file, settings or [])
+    return plan, jobs_of(plan.runs), Output(output)
+
+
+def _executor(
+    kind: Kind, folder: Output, device: str, workers: int, address: str | None, cpus: float, gpus: float
+) -> Executor:
+    from experiments.executors import LocalExecutor, RayExecutor
+
+    if kind == "local":
+        return LocalExecutor(folder.store.root, device)
+    return RayExecutor(folder.store.root, device, workers, address, cpus, gpus)
+
+
+def _launched(
+    plan_name: str, jobs: list[Job], folder: Output, pool: Executor, workers: int, tracking_uri: str | None
+) -> Sequence[JobEnd]:
+    """Launch, record, and say what failed and what waits."""
+    from experiments.estimate import Estimator
+    from experiments.launch import Sweep, launch
+    from experiments.progress import display_of
+    from experiments.recording import Recording
+
+    console = _console()
+    try:
+        recording = Recording(plan_name, folder, tracking_uri or folder.tracking_uri())
+        recording.open()  # imports mlflow while the workers start
+        state = Sweep(jobs, folder.store, Estimator(folder.store).seconds)
+        display = display_of(state, folder.store, workers, console)
+        with display.showing():
+            ends = launch(state, pool, recording, [display])
+    finally:
+        pool.close()
+    _say_what_waits(recording.send_waiting(), recording.problem)
+    _say_what_failed(ends, console)
+    return ends
+
+
+def _say_what_waits(waiting: int, problem: str | None) -> None:
+    if waiting:
+        print(f"{waiting} records wait on the disk: {problem}; the next sweep sends them", file=sys.stderr)
+
+
+def _say_what_failed(ends: Sequence[JobEnd], console: Console) -> None:
+    from experiments.progress import run_title
+
+    failed = [end for end in ends if end.failure]
+    for end in failed:
+        print(f"failed: {run_title(end.job.run)}: {end.failure}", file=sys.stderr)
+    console.print(f"{len(ends) - len(failed)} of {len(ends)} runs finished", highlight=False)
+
+
+def _refuse_training(overrides: dict[str, Any]) -> None:
+    for name in overrides:
+        if name.split(".")[0] != "evaluation":
+            raise ConfigError(f"--set {name}: evaluate changes evaluation.* only; use train for another network")
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    for name, value in sorted(metrics.items()):
+        print(f"{name:32} {value:.6g}")
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1))
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
+
+
+if __name__ == "__main__":
+    main()

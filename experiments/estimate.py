@@ -1,0 +1,67 @@
+"""How long a stage will take: from stages of its kind that ran before, else from a rough constant."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robuq.stages import Stage, StageStore, distinct
+
+# Rough seconds on one CPU thread of about 2020, from 75 ms a step of the digits model and 250 ms of one six times
+# its size: a training step costs 3e-10 s per multiply-accumulate of its forward pass, and 10 ms; drawing or judging
+# an image costs a third of that.
+SECONDS_PER_MAC, SECONDS_PER_STEP = 3e-10, 0.01
+QUANTIZED = 1.4  # a quantized training step over a full-precision one
+CLASSIFIER_SECONDS_PER_IMAGE = 5e-4
+
+
+class Estimator:
+    """Looks at what is done in the store once, when it is made."""
+
+    def __init__(self, store: StageStore) -> None:
+        self._ratios: dict[str, list[float]] = {}
+        for file in sorted(store.root.glob("*/*/result.json")):
+            stage = json.loads(file.with_name("stage.json").read_text())
+            seconds = float(json.loads(file.read_text()).get("seconds", 0.0))
+            rough = rough_seconds(stage["kind"], stage["config"])
+            if seconds > 0 and rough > 0:
+                self._ratios.setdefault(stage["kind"], []).append(seconds / rough)
+
+    def seconds(self, stage: Stage) -> float:
+        ratios = self._ratios.get(stage.kind)
+        return rough_seconds(stage.kind, stage.config) * (statistics.median(ratios) if ratios else 1.0)
+
+
+def rough_seconds(kind: str, config: Mapping[str, Any]) -> float:
+    if kind == "features":
+        features = config["features"]
+        return 1.0 + float(features["epochs"] * features["max_images"] * CLASSIFIER_SECONDS_PER_IMAGE)
+    if kind == "evaluate":
+        return 1.0 + _evaluation_macs(config) * SECONDS_PER_MAC / 3
+    if kind in ("full_precision", "qat"):
+        train = config["train"]
+        step = SECONDS_PER_STEP + train["batch_size"] * _macs(config["model"]) * SECONDS_PER_MAC
+        return 1.0 + float(train["steps"] * step * (QUANTIZED if kind == "qat" else 1.0))
+    return 1.0
+
+
+def _evaluation_macs(config: Mapping[str, Any]) -> float:
+    sample, loss = config["evaluation"]["sample"], config["evaluation"]["loss"]
+    passes = 2 if sample["guidance"] > 1 else 1
+    forwards = sample["num_images"] * sample["steps"] * passes + loss["repeats"] * loss["max_images"]
+    return float(forwards) * _macs(config["model"])
+
+
+def _macs(model: Mapping[str, Any]) -> float:
+    """Multiply-accumulates of the block linears for one image: tokens x layers x 12 width^2."""
+    tokens = (model["image_size"] // model["patch_size"]) ** 2
+    return float(tokens * model["num_layers"] * 12 * model["width"] ** 2)
+
+
+def total_seconds(chains: Sequence[Sequence[Stage]], estimator: Estimator, workers: int) -> float:
+    """Of the given stages, one chain a run: their sum over the workers, but no less than the longest chain."""
+    work = sum(estimator.seconds(stage) for stage in distinct(stage for chain in chains for stage in chain))
+    longest = max((sum(estimator.seconds(stage) for stage in chain) for chain in chains), default=0.0)
+    return max(work / workers, longest)

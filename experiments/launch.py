@@ -1,0 +1,226 @@
+"""From runs to finished stages: what is missing goes to an executor, in dependency order, as soon as it can.
+
+Launching again does only what is missing; there is no other resume path.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from experiments.executors import Executor, Outcome
+from robuq.config import DataConfig, RunConfig
+from robuq.data.fingerprint import data_fingerprint
+from robuq.stages import Stage, StageStore, distinct, stages_of
+
+MAX_LOSSES = 2  # workers that a stage may lose before it counts as failed
+WAIT_SECONDS = 1.0  # between looks at the clock while nothing ends
+
+Status = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run and its stages in dependency order. `data`: its data set's fingerprint."""
+
+    run: RunConfig
+    stages: tuple[Stage, ...]
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """A job that is over; `failure` is one line, None where it finished."""
+
+    job: Job
+    failure: str | None
+
+
+class Observer(Protocol):
+    """Is told what happens, in the driver's thread."""
+
+    def stage_started(self, stage: Stage) -> None: ...
+
+    def stage_ended(self, outcome: Outcome) -> None: ...
+
+    def job_ended(self, end: JobEnd) -> None: ...
+
+
+def jobs_of(runs: Iterable[RunConfig]) -> list[Job]:
+    """Raises ConfigError if a data set's files are missing."""
+    fingerprints: dict[DataConfig, str] = {}
+    jobs = []
+    for run in runs:
+        if run.data not in fingerprints:
+            fingerprints[run.data] = data_fingerprint(run.data)
+        data = fingerprints[run.data]
+        jobs.append(Job(run, stages_of(run, data), data))
+    return jobs
+
+
+class Sweep:
+    """Which stage is where. Pure bookkeeping: executes and writes nothing."""
+
+    def __init__(self, jobs: Sequence[Job], store: StageStore, seconds: Callable[[Stage], float]) -> None:
+        """`seconds`: the estimated duration of a stage."""
+        self.jobs = list(jobs)
+        self.stages = {stage.id: stage for stage in distinct(stage for job in jobs for stage in job.stages)}
+        self.status: dict[str, Status] = {
+            name: "done" if store.is_done(stage) else "waiting" for name, stage in self.stages.items()
+        }
+        self.seconds = {name: max(seconds(stage), 1e-3) for name, stage in self.stages.items()}
+        self.started: dict[str, float] = {}  # monotonic seconds, of running stages
+        self.took: dict[str, float] = {}  # seconds, of stages that ended in this launch
+        self.reasons: dict[str, str] = {}  # of failed stages
+        self._losses: dict[str, int] = {}
+        self._order = {name: place for place, name in enumerate(self.stages)}
+        self._remaining = self._longest_paths()
+        self._open = list(self.jobs)
+        self._ended: list[JobEnd] = []
+        self._close_jobs()
+
+    def ready(self) -> list[Stage]:
+        """Stages that can start now, the best first.
+
+        Longest remaining path first, so that the workers end together; but while there is plenty to do, a stage
+        that ends a run goes first, so that results come in along the way.
+        """
+        useful = {stage.id for job in self._open for stage in job.stages}
+        ready = [
+            stage
+            for name, stage in self.stages.items()
+            if name in useful and self.status[name] == "waiting" and self._inputs_done(stage)
+        ]
+        ready.sort(key=lambda stage: (-self._remaining[stage.id], self._order[stage.id]))
+        last = {job.stages[-1].id for job in self._open}
+        ending = [stage for stage in ready if stage.id in last]
+        plenty = len(ready) - len(ending) > 2 * len(self.started) + 2
+        return ending + [stage for stage in ready if stage.id not in last] if plenty else ready
+
+    def start(self, stage: Stage) -> None:
+        self.status[stage.id] = "running"
+        self.started[stage.id] = time.monotonic()
+
+    def settle(self, outcome: Outcome) -> None:
+        name = outcome.stage.id
+        self.took[name] = time.monotonic() - self.started.pop(name)
+        if outcome.status == "lost":
+            self._losses[name] = self._losses.get(name, 0) + 1
+            if self._losses[name] <= MAX_LOSSES:
+                self.status[name] = "waiting"
+                return
+            self.reasons[name] = f"lost its worker {self._losses[name]} times: {outcome.reason}"
+        elif outcome.status == "failed":
+            self.reasons[name] = outcome.reason
+        self.status[name] = "done" if outcome.status == "done" else "failed"
+        self._close_jobs()
+
+    def ended_jobs(self) -> list[JobEnd]:
+        """Jobs that ended since the last call: all stages done, or one failed."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def is_over(self) -> bool:
+        """Nothing is running, and nothing can start."""
+        return not self._open and not self.started
+
+    def seconds_left(self, workers: int) -> float:
+        """Estimated; stages under way count with what is left of them. A display's thread may call this."""
+        now = time.monotonic()
+        useful = {stage.id for job in self._open for stage in job.stages}
+        waiting = sum(self.seconds[name] for name in useful if self.status[name] == "waiting")
+        under_way = sum(max(0.0, self.seconds[name] - (now - begun)) for name, begun in list(self.started.items()))
+        return (waiting + under_way) / max(workers, 1)
+
+    def _close_jobs(self) -> None:
+        still_open = []
+        for job in self._open:
+            failed = [stage for stage in job.stages if self.status[stage.id] == "failed"]
+            if failed:
+                reason = f"{failed[0].kind} {failed[0].key}: {self.reasons[failed[0].id]}"
+                self._ended.append(JobEnd(job, reason))
+            elif all(self.status[stage.id] == "done" for stage in job.stages):
+                self._ended.append(JobEnd(job, None))
+            else:
+                still_open.append(job)
+        self._open = still_open
+
+    def _inputs_done(self, stage: Stage) -> bool:
+        return all(self.status.get(parent, "done") == "done" for parent in stage.inputs.values())
+
+    def _longest_paths(self) -> dict[str, float]:
+        """Seconds from a stage's start to the end of the longest chain that begins with it."""
+        after = dict.fromkeys(self.stages, 0.0)
+        for name, stage in reversed(self.stages.items()):  # a stage comes after its inputs
+            for parent in stage.inputs.values():
+                if parent in after:
+                    after[parent] = max(after[parent], self.seconds[name] + after[name])
+        return {name: self.seconds[name] + after[name] for name in self.stages}
+
+
+def launch(
+    sweep: Sweep,
+    executor: Executor,
+    on_end: Callable[[JobEnd], None],
+    observers: Sequence[Observer] = (),
+) -> list[JobEnd]:
+    """Execute all that is missing; every job's end, in the order of ending.
+
+    `on_end` is called once a job, in one thread beside this one, so that recording never holds up a worker; what it
+    raises is raised here.
+    """
+    ends: list[JobEnd] = []
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="record") as recording:
+        pending: list[Future[None]] = []
+        _announce(sweep, observers, ends, pending, recording, on_end)
+        while not sweep.is_over():
+            _dispatch(sweep, executor, observers)
+            for outcome in executor.wait(WAIT_SECONDS):
+                sweep.settle(outcome)
+                _dispatch(sweep, executor, observers)
+                for observer in observers:
+                    observer.stage_ended(outcome)
+            _announce(sweep, observers, ends, pending, recording, on_end)
+            pending = _unfinished(pending)
+    _unfinished(pending)
+    return ends
+
+
+def _unfinished(pending: list[Future[None]]) -> list[Future[None]]:
+    """Raises what a finished one raised."""
+    for future in pending:
+        if future.done():
+            future.result()
+    return [future for future in pending if not future.done()]
+
+
+def _dispatch(sweep: Sweep, executor: Executor, observers: Sequence[Observer]) -> None:
+    free = executor.free()
+    for stage in sweep.ready()[:free] if free else []:
+        sweep.start(stage)
+        executor.submit(stage)
+        for observer in observers:
+            observer.stage_started(stage)
+
+
+def _announce(
+    sweep: Sweep,
+    observers: Sequence[Observer],
+    ends: list[JobEnd],
+    pending: list[Future[None]],
+    recording: ThreadPoolExecutor,
+    on_end: Callable[[JobEnd], None],
+) -> None:
+    for end in sweep.ended_jobs():
+        ends.append(end)
+        pending.append(recording.submit(on_end, end))
+        for observer in observers:
+            observer.job_ended(end)
+
+
+def missing(jobs: Sequence[Job], store: StageStore) -> Mapping[str, Stage]:
+    """Distinct stages that are not done."""
+    return {stage.id: stage for job in jobs for stage in job.stages if not store.is_done(stage)}

@@ -1,0 +1,130 @@
+"""What a plan would do, and what has been done of it: plain data, and the same as tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.estimate import Estimator, total_seconds
+from experiments.launch import Job, missing
+from experiments.output import Output
+from experiments.plan import Plan
+from experiments.progress import duration
+from robuq.stages import KINDS, Stage, StageStore, distinct
+
+
+def plan_data(plan: Plan, jobs: list[Job], output: Output, workers: int) -> dict[str, Any]:
+    """Runs with their stages, how many stages are shared and missing, and the estimated seconds."""
+    stages = distinct(stage for job in jobs for stage in job.stages)
+    left = missing(jobs, output.store)
+    chains = [tuple(stage for stage in job.stages if stage.id in left) for job in jobs]
+    return {
+        "plan": plan.name,
+        "description": plan.description,
+        "output": str(output.folder),
+        "runs": [_run_data(job, output.store) for job in jobs],
+        "stages": {
+            kind: {
+                "distinct": sum(stage.kind == kind for stage in stages),
+                "of": sum(stage.kind == kind for job in jobs for stage in job.stages),
+                "missing": sum(stage.kind == kind for stage in left.values()),
+            }
+            for kind in KINDS
+        },
+        "workers": workers,
+        "seconds": round(total_seconds(chains, Estimator(output.store), workers), 1),
+    }
+
+
+def _run_data(job: Job, store: StageStore) -> dict[str, Any]:
+    run = job.run
+    return {
+        "key": run.key(),
+        "variant": run.variant,
+        "label": run.label,
+        "seed": run.seed,
+        "pretrain_seed": run.pretrain_seed,
+        "stages": {stage.kind: {"key": stage.key, "done": store.is_done(stage)} for stage in job.stages},
+    }
+
+
+def print_plan(data: dict[str, Any], console: Console) -> None:
+    table = _table("run", "variant", "label", "seed", "from", *KINDS)
+    for run in data["runs"]:
+        states = ["done" if run["stages"][kind]["done"] else run["stages"][kind]["key"][:8] for kind in KINDS]
+        table.add_row(
+            run["key"][:8], run["variant"], run["label"], str(run["seed"]), f"seed {run['pretrain_seed']}", *states
+        )
+    console.print(f"{data['plan']}: {data['description']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+    for kind, counts in data["stages"].items():
+        text = f"{kind}: {counts['distinct']} stages for {counts['of']} uses, {counts['missing']} missing"
+        console.print(text, highlight=False)
+    total = f"{len(data['runs'])} runs; what is missing takes about {duration(data['seconds'])}"
+    console.print(f"{total} with {data['workers']} workers", highlight=False)
+
+
+def status_data(plan: Plan, jobs: list[Job], output: Output) -> dict[str, Any]:
+    """Each run's state: finished, failed, started or waiting; recorded or not."""
+    runs = [_run_status(plan, job, output) for job in jobs]
+    return {"plan": plan.name, "counts": dict(Counter(run["state"] for run in runs)), "runs": runs}
+
+
+def _run_status(plan: Plan, job: Job, output: Output) -> dict[str, Any]:
+    store, run = output.store, job.run
+    left = [stage for stage in job.stages if not store.is_done(stage)]
+    failures = [f"{stage.kind}: {one_line_of(failure)}" for stage in left if (failure := store.failure(stage))]
+    record = output.record(plan.name, run.key())
+    state = "failed" if failures else "finished" if not left else "started" if _started(left, store) else "waiting"
+    return {
+        "key": run.key(),
+        "variant": run.variant,
+        "label": run.label,
+        "seed": run.seed,
+        "state": state,
+        "stages_done": len(job.stages) - len(left),
+        "stages": len(job.stages),
+        "failure": failures[0] if failures else None,
+        "progress": _progress(left, store),
+        "recorded": record is not None and not left,
+    }
+
+
+def one_line_of(failure: dict[str, Any]) -> str:
+    text = f"{failure.get('reason', '')}: {failure.get('error', '')}" if failure.get("error") else failure["reason"]
+    return " ".join(str(text).split())[:300]
+
+
+def _started(left: list[Stage], store: StageStore) -> bool:
+    return any(store.work_folder(stage).is_dir() for stage in left)
+
+
+def _progress(left: list[Stage], store: StageStore) -> dict[str, Any] | None:
+    """Of the first stage that an attempt has begun."""
+    found = [{"stage": stage.kind, **progress} for stage in left if (progress := store.progress(stage))]
+    return found[0] if found else None
+
+
+def print_status(data: dict[str, Any], console: Console) -> None:
+    table = _table("run", "variant", "label", "seed", "state", "stages", "now")
+    for run in data["runs"]:
+        now = run["failure"] or _now(run["progress"])
+        done = f"{run['stages_done']}/{run['stages']}"
+        table.add_row(run["key"][:8], run["variant"], run["label"], str(run["seed"]), run["state"], done, now)
+    console.print(table)
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(data["counts"].items()))
+    console.print(f"{data['plan']}: {len(data['runs'])} runs: {counts}", highlight=False)
+
+
+def _now(progress: dict[str, Any] | None) -> str:
+    return f"{progress['stage']} {progress['step']}/{progress['steps']}" if progress else ""
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name != "variant" and name != "now")
+    return table

@@ -1,0 +1,35 @@
+"""A plan's report: its runs out of the tracking store, into analysis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis.load import load_runs
+from analysis.report import write_report
+from experiments.output import Output
+from experiments.plan import Plan
+from robuq.config import ConfigError
+from robuq.record.mlflow import TrackingUnavailable
+
+
+def write_plan_report(plan: Plan, output: Output, tracking_uri: str) -> list[Path]:
+    """The files, report.md first. Runs that were recorded under other settings of the plan are left out.
+
+    Raises:
+        ConfigError: nothing of the plan was recorded, or what was cannot share a table.
+    """
+    try:
+        runs = load_runs(tracking_uri, plan.name)
+        runs = runs[runs["key"].isin([run.key() for run in plan.runs])].reset_index(drop=True)
+        if runs.empty:
+            raise ConfigError(f"none of the plan's {len(plan.runs)} runs is recorded: robuq sweep {plan.name}")
+        return write_report(
+            plan.name,
+            runs,
+            output.report_folder(plan.name),
+            description=plan.description,
+            baseline=plan.report.baseline,
+            tracking_uri=tracking_uri,
+        )
+    except (ValueError, TrackingUnavailable) as error:
+        raise ConfigError(f"{plan.name}: {error}") from None

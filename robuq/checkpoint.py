@@ -1,0 +1,83 @@
+"""Rolling checkpoints: written whole or not at all, checked when read, the last two kept.
+
+A checkpoint is two files, `checkpoint-<step>.safetensors` and `checkpoint-<step>.json`. The second is written last
+and holds the first one's SHA-256: without it, or where they disagree, the checkpoint before it is used.
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+KEEP = 2
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int  # optimizer updates done
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]  # plain data
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint, then delete all but the newest `KEEP`."""
+    tensors_file = folder / f"checkpoint-{checkpoint.step:08d}.safetensors"
+    partial = tensors_file.with_name(f"{tensors_file.name}.partial")
+    save_file({name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}, partial)
+    digest = _sha256(partial)
+    _replace(partial, tensors_file)
+    seal = {"step": checkpoint.step, "sha256": digest, "values": checkpoint.values}
+    partial.write_text(json.dumps(seal, sort_keys=True))
+    _replace(partial, tensors_file.with_suffix(".json"))
+    for old in _seals(folder)[KEEP:]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest intact checkpoint, on the CPU; None where there is none."""
+    for seal in _seals(folder):
+        checkpoint = _read(seal)
+        if checkpoint is not None:
+            return checkpoint
+        log.warning("%s is damaged: using the checkpoint before it", seal.with_suffix(".safetensors").name)
+    return None
+
+
+def _seals(folder: Path) -> list[Path]:
+    """The JSON halves, newest first."""
+    return sorted(folder.glob("checkpoint-????????.json"), reverse=True)
+
+
+def _read(seal: Path) -> Checkpoint | None:
+    tensors_file = seal.with_suffix(".safetensors")
+    try:
+        content = json.loads(seal.read_text())
+    except ValueError:
+        return None
+    if not tensors_file.is_file() or _sha256(tensors_file) != content["sha256"]:
+        return None
+    return Checkpoint(content["step"], load_file(tensors_file), content["values"])
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename once the bytes are on the disk, so that a power cut leaves the old or the new file."""
+    with source.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(source, target)

@@ -1,0 +1,152 @@
+"""How a network is judged: held-out loss, drawn images and their metrics, cost, and what enters its linears."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robuq.batches import known_labels, noised_at_mixed_timesteps
+from robuq.config import BitAllocation, DiffusionConfig, EvalConfig, ModelConfig, PrecisionMap
+from robuq.cost import average_bits, layer_costs, summarise
+from robuq.data.load import ImageData
+from robuq.diffusion.loss import held_out_loss
+from robuq.diffusion.sampler import sample_images
+from robuq.diffusion.schedule import NoiseSchedule
+from robuq.metrics.classifier import FeatureClassifier
+from robuq.metrics.protocol import image_metrics
+from robuq.models.dit import DiT
+from robuq.seeding import derived_generator
+from robuq.stages import ProgressFile
+from robuq.telemetry import block_layers, capture_tokens, rotated_tokens
+
+SAMPLES, TOKENS = "samples.npz", "tokens.npz"
+TOKEN_IMAGES, MAX_TOKENS = 64, 512
+
+
+class NotFiniteError(ArithmeticError):
+    """A network whose loss or images are not finite cannot be judged."""
+
+
+def evaluate(
+    model: DiT,
+    data: ImageData,
+    classifier: FeatureClassifier,
+    real_features: Tensor,
+    diffusion: DiffusionConfig,
+    config: EvalConfig,
+    work: Path,
+) -> dict[str, float]:
+    """Metrics by name; `num_images=0` leaves out those of drawn images.
+
+    `work` receives `samples.npz` (`images` (G, H, W, C) uint8, `labels` (G,)), `tokens.npz` (`<role>.raw` and
+    `<role>.rotated`, (T, D) float32), and the images drawn so far, from which a killed evaluation continues.
+
+    Raises:
+        NotFiniteError: the held-out loss or a drawn image is not finite.
+    """
+    metrics = loss_metrics(model, data, diffusion, config)
+    if config.distributions:
+        np.savez(work / TOKENS, allow_pickle=False, **middle_tokens(model, data, NoiseSchedule(diffusion)))
+    if config.sample.num_images:
+        labels = balanced_labels(config.sample.num_images, data.num_classes)
+        images = drawn_images(model, known_labels(labels, model.null_label), diffusion, config, work)
+        wanted = labels if model.null_label else None  # an unconditional network was not told what to draw
+        metrics |= image_metrics(classifier, real_features, images, wanted, config)
+        save_grid(images, labels, config.grid_images, work / SAMPLES)
+    return metrics
+
+
+def loss_metrics(model: DiT, data: ImageData, diffusion: DiffusionConfig, config: EvalConfig) -> dict[str, float]:
+    """`held_out_loss`, and `held_out_loss_bin_<i>` over tenths of the timesteps, least noise first."""
+    labels = known_labels(data.held_out_labels, model.null_label)
+    loss = held_out_loss(model, NoiseSchedule(diffusion), data.held_out_images, labels, config.loss)
+    if not math.isfinite(loss.mean):
+        raise NotFiniteError(f"held-out loss is {loss.mean}: the network diverged")
+    bins = {f"held_out_loss_bin_{i}": value for i, value in enumerate(loss.per_timestep) if value is not None}
+    return {"held_out_loss": loss.mean, **bins}
+
+
+def balanced_labels(count: int, num_classes: int) -> Tensor:
+    """(count,) int64: image i shows class i mod num_classes."""
+    return torch.arange(count) % num_classes
+
+
+def drawn_images(model: DiT, labels: Tensor, diffusion: DiffusionConfig, config: EvalConfig, work: Path) -> Tensor:
+    """(N,) -> (N, C, H, W); batches that an earlier attempt left in `work` are not drawn again."""
+    progress = ProgressFile(work, "sampling", len(labels))
+    parts = []
+    for first in range(0, len(labels), config.sample.batch_size):
+        file = work / f"checkpoint-images-{first:08d}.npy"
+        if not file.is_file():
+            batch = labels[first : first + config.sample.batch_size]
+            _save_whole(file, sample_images(model, batch, diffusion, config.sample, first_index=first).numpy())
+        parts.append(torch.from_numpy(np.load(file, allow_pickle=False)))
+        progress.update(min(first + config.sample.batch_size, len(labels)))
+    images = torch.cat(parts)
+    if not bool(images.isfinite().all()):
+        raise NotFiniteError("a drawn image is not finite: the network diverged")
+    return images
+
+
+def _save_whole(file: Path, images: NDArray[np.float32]) -> None:
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.save(stream, images, allow_pickle=False)
+    os.replace(partial, file)
+
+
+def save_grid(images: Tensor, labels: Tensor, count: int, file: Path) -> None:
+    """The first `count` images. Latents are no pictures: only images of one or three channels are kept."""
+    if images.shape[1] in (1, 3):
+        np.savez_compressed(file, images=to_uint8(images[:count]), labels=labels[:count].numpy())
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """(N, C, H, W) in [-1, 1] -> (N, H, W, C), 0..255."""
+    pixels: NDArray[np.uint8] = (images.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def middle_tokens(model: DiT, data: ImageData, schedule: NoiseSchedule) -> dict[str, NDArray[np.float32]]:
+    """{`qkv.raw`: (T, D), `qkv.rotated`: (T, D), ...} of the middle block, T <= 512.
+
+    The tokens are spread evenly over held-out images, noised to timesteps spread evenly over the schedule. A layer
+    without a rotation is shown behind a random one of its width.
+    """
+    generator = derived_generator(0, "distributions")
+    chosen = torch.randperm(len(data.held_out_images), generator=generator)[:TOKEN_IMAGES]
+    images, timesteps = noised_at_mixed_timesteps(data.held_out_images[chosen], schedule, generator)
+    labels = known_labels(data.held_out_labels[chosen], model.null_label)
+    middle = f"transformer_blocks.{len(model.transformer_blocks) // 2}."
+    layers = {name: role for name, role in block_layers(model).items() if name.startswith(middle)}
+    device = next(model.parameters()).device
+    inputs = (images.to(device), timesteps.to(device), labels.to(device))
+    tokens = capture_tokens(model, *inputs, list(layers), MAX_TOKENS)
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for name, role in layers.items():
+        arrays[f"{role}.raw"] = tokens[name].cpu().numpy()
+        arrays[f"{role}.rotated"] = rotated_tokens(model.get_submodule(name), tokens[name]).float().cpu().numpy()
+    return arrays
+
+
+def cost_metrics(model: ModelConfig, precision: PrecisionMap, allocation: BitAllocation | None) -> dict[str, float]:
+    """`macs`, `bops` and `rotation_ops` (additions) of one forward of one image, `weight_bytes`, and the mean
+    activation bits of the block linears by each weighting, where they are quantized."""
+    costs = layer_costs(model, precision, allocation)
+    summary = summarise(costs)
+    bits = {f"average_bits_{by}": average_bits(costs, by) for by in ("layers", "macs", "elements")}
+    known: Mapping[str, float] = {name: value for name, value in bits.items() if value is not None}
+    return {
+        "macs": float(summary.macs),
+        "bops": float(summary.bops),
+        "weight_bytes": float(summary.weight_bytes),
+        "rotation_ops": float(summary.rotation_ops),
+        **known,
+    }

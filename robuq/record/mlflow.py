@@ -1,0 +1,375 @@
+"""The tracking server: records in, records out. The only file that imports mlflow, and only when it is used.
+
+One experiment per plan and one run per record key, found again by its tag `robuq.key`. What a table needs lies in
+the run's tags, parameters and final metrics, so that ten thousand runs are read by one search; everything else is
+an artefact. One process, the driver, writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from robuq.record.artifact_files import read_lines, write_artifact_files
+from robuq.record.run_record import RunRecord
+
+BATCH = 1000  # metrics, parameters and tags in one request: MLflow's limit
+PAGE = 5000  # runs in one search request
+HISTORY = "train/"  # prefix of metrics with a value at every logged training step
+SECONDS = "seconds/"  # prefix of the time that each stage took
+TEXT_LIMIT = 1000  # characters of a failure's reason
+SHOWN = {  # settings that become parameters
+    "train": ("steps", "lr", "batch_size"),
+    "model": ("width", "num_layers", "patch_size"),
+}
+STATUS = {"finished": "FINISHED", "failed": "FAILED"}
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # error codes that trying again does not cure
+
+
+class TrackingUnavailable(RuntimeError):
+    """The tracking server cannot be used now. The record is not lost: keep it and send it again later."""
+
+    def __init__(self, tracking_uri: str, reason: str) -> None:
+        super().__init__(f"tracking server {redacted(tracking_uri)} is not available ({reason}): send the record again")
+
+
+def redacted(uri: str) -> str:
+    """The URI without user, password, query and fragment."""
+    parts = urlsplit(uri)
+    host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else parts.path
+
+
+def sqlite_uri(file: Path) -> str:
+    """The tracking URI of an SQLite file; absolute, because a relative one follows the working directory."""
+    return f"sqlite:///{file.resolve()}"
+
+
+class MlflowRecorder:
+    """Sends records to one tracking server.
+
+    `artifact_root`: where artefacts go; None leaves it to the server, or to a folder beside an SQLite file.
+    A new SQLite store is initialised here, which only one process may do.
+    """
+
+    def __init__(self, tracking_uri: str, artifact_root: Path | None = None) -> None:
+        self.tracking_uri = tracking_uri
+        self.artifact_root = artifact_root or _folder_beside(tracking_uri)
+        self._client = connect(tracking_uri)
+        self._experiments: dict[str, str] = {}  # plan -> experiment id
+
+    def record(self, record: RunRecord) -> str:
+        """Make the server's run agree with the record; its run id. Sending a record twice changes nothing.
+
+        A run that the record continues (it failed, and was launched again) is continued. One whose numbers it
+        contradicts is deleted, which MLflow can undo, and made anew.
+
+        Raises:
+            TrackingUnavailable: the server does not answer or fails; what was sent so far is completed next time.
+        """
+        with errors_of(self.tracking_uri):
+            experiment = self._experiment(record.plan)
+            digest = hashlib.sha256(record.to_json().encode()).hexdigest()[:16]
+            run = _find(self._client, experiment, record.key)
+            if run is not None and _is_complete(run, record, digest):
+                return str(run.info.run_id)
+            points = self._points(run)
+            if run is not None and _contradicts(run.data.params, points, record):
+                self._client.delete_run(run.info.run_id)
+                run, points = None, {}
+            run = run or self._create(experiment, record)
+            self._send(run, record, points, digest)
+            return str(run.info.run_id)
+
+    def _experiment(self, plan: str) -> str:
+        if plan not in self._experiments:
+            found = self._client.get_experiment_by_name(plan)
+            if found is None:
+                location = (self.artifact_root / plan).resolve().as_uri() if self.artifact_root else None
+                tags = {"mlflow.experimentKind": "custom_model_development", "robuq.plan": plan}
+                self._experiments[plan] = self._client.create_experiment(plan, location, tags)
+            else:
+                if found.lifecycle_stage == "deleted":
+                    self._client.restore_experiment(found.experiment_id)
+                self._experiments[plan] = found.experiment_id
+        return self._experiments[plan]
+
+    def _create(self, experiment: str, record: RunRecord) -> Any:
+        tags = {"robuq.key": record.key, "mlflow.source.type": "LOCAL", "mlflow.source.name": "robuq"}
+        start = _milliseconds(record.started)
+        return self._client.create_run(experiment, start, tags, run_name=run_name(record))
+
+    def _points(self, run: Any) -> dict[tuple[str, int], float]:
+        """{(metric, step): value} of what the run has."""
+        names = run.data.metrics if run is not None else {}
+        return {
+            (point.key, point.step): point.value
+            for name in names
+            for point in self._client.get_metric_history(run.info.run_id, name)
+        }
+
+    def _send(self, run: Any, record: RunRecord, points: Mapping[tuple[str, int], float], digest: str) -> None:
+        """Only points that the run lacks: MLflow would keep both. The digest goes after the last of them."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        run_id = run.info.run_id
+        with tempfile.TemporaryDirectory(prefix="robuq-record-") as folder:
+            names = write_artifact_files(record, Path(folder))
+            self._client.log_artifacts(run_id, folder)
+        params = [Param(*item) for item in params_of(record).items()]
+        tags = [RunTag(*item) for item in tags_of(record, names).items()]
+        metrics = [Metric(*row) for row in metric_rows(record) if (row[0], row[3]) not in points]
+        room = BATCH - len(params) - len(tags)
+        self._client.log_batch(run_id, params=params, tags=tags, metrics=metrics[:room])
+        for first in range(room, len(metrics), BATCH):
+            self._client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+        self._client.set_tag(run_id, "robuq.record", digest)
+        self._client.set_terminated(run_id, STATUS[record.status], end_time=_milliseconds(record.finished))
+
+
+def _is_complete(run: Any, record: RunRecord, digest: str) -> bool:
+    """Was this very record sent to its end?"""
+    return bool(run.data.tags.get("robuq.record") == digest and run.info.status == STATUS[record.status])
+
+
+def _contradicts(params: Mapping[str, str], points: Mapping[tuple[str, int], float], record: RunRecord) -> bool:
+    """Does the record have another value for a parameter or a point that a run already has?"""
+    values = {(name, step): value for name, value, _, step in metric_rows(record)}
+    return any(params.get(name, text) != text for name, text in params_of(record).items()) or any(
+        points.get(point, value) != value for point, value in values.items()
+    )
+
+
+def run_name(record: RunRecord) -> str:
+    """`robuq_uniform W1.58A2 seed 0`, for people to read."""
+    pretrain = f".{record.pretrain_seed}" if record.pretrain_seed else ""
+    return f"{record.variant} {record.label} seed {record.seed}{pretrain}"
+
+
+def params_of(record: RunRecord) -> dict[str, str]:
+    """The few settings worth a column: strings, as MLflow keeps them. All of them are in config.json."""
+    params = {
+        "variant": record.variant,
+        "label": record.label,
+        "act_bits": "full" if record.act_bits is None else f"{record.act_bits:g}",
+        "seed": str(record.seed),
+        "pretrain_seed": str(record.pretrain_seed),
+        "dataset": record.dataset,
+    }
+    for section, names in SHOWN.items():
+        values: Mapping[str, Any] = record.config.get(section, {})
+        params |= {f"{section}.{name}": json.dumps(values[name]) for name in names if name in values}
+    return params
+
+
+def tags_of(record: RunRecord, files: list[str]) -> dict[str, str]:
+    """Identity and provenance; also what a reader needs to rebuild the record without opening an artefact."""
+    identity = record.model_dump(
+        include={"plan", "key", "variant", "label", "act_bits", "seed", "pretrain_seed", "protocol", "dataset"}
+    )
+    tags = {
+        "robuq.identity": json.dumps(identity, sort_keys=True),
+        "robuq.variant": record.variant,
+        "robuq.label": record.label,
+        "robuq.protocol": record.protocol,
+        "robuq.status": record.status,
+        "robuq.failure": (record.failure or "")[:TEXT_LIMIT],
+        "robuq.stages": json.dumps(record.stages, sort_keys=True),
+        "robuq.versions": json.dumps(record.versions, sort_keys=True),
+        "robuq.files": json.dumps(files),
+        "mlflow.note.content": note(record),
+    }
+    git = {"mlflow.source.git.commit": record.git.get("commit"), "mlflow.source.git.dirty": record.git.get("dirty")}
+    return tags | {name: value for name, value in git.items() if value}
+
+
+def note(record: RunRecord) -> str:
+    """The run's description, Markdown."""
+    seeds = f"seed {record.seed}, pre-training seed {record.pretrain_seed}"
+    lines = [f"**{record.variant}** {record.label} on {record.dataset}, {seeds}. Protocol `{record.protocol}`."]
+    if record.failure:
+        lines.append(f"Failed: {record.failure[:TEXT_LIMIT]}")
+    return "\n\n".join(lines)
+
+
+def metric_rows(record: RunRecord) -> list[tuple[str, float, int, int]]:
+    """(name, value, timestamp in ms, step): the history, then times and final metrics at the last step.
+
+    Timestamps run evenly from start to end, so that equal records give equal rows.
+    """
+    last = max((int(entry["step"]) for entry in record.history), default=0)
+    start, end = (_milliseconds(time) or 0 for time in (record.started, record.finished))
+    rows = [
+        (
+            f"{HISTORY}{name}",
+            float(value),
+            start + (end - start) * int(entry["step"]) // max(last, 1),
+            int(entry["step"]),
+        )
+        for entry in record.history
+        for name, value in entry.items()
+        if name != "step"
+    ]
+    final = {f"{SECONDS}{stage}": seconds for stage, seconds in record.seconds.items()} | record.metrics
+    return rows + [(name, float(value), end, last) for name, value in final.items()]
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def read_runs(tracking_uri: str, experiment: str) -> list[RunRecord]:
+    """Every run of an experiment, oldest first, from searches alone.
+
+    `config` holds only the settings that are parameters, `history` and `layers` are empty, and `artifacts` maps
+    file names to locations for `fetch_artifact`; `read_record` gives all of one run.
+
+    Raises:
+        ValueError: no such experiment.
+        TrackingUnavailable: the server does not answer.
+    """
+    with errors_of(tracking_uri):
+        client = connect(tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(sorted(e.name for e in client.search_experiments(max_results=100)))
+            raise ValueError(f"no experiment {experiment!r} on {redacted(tracking_uri)}: there are {known}")
+        return [_light_record(run) for run in _search(client, found.experiment_id) if "robuq.identity" in run.data.tags]
+
+
+def read_record(tracking_uri: str, light: RunRecord) -> RunRecord:
+    """All of a record that `read_runs` gave, from record.json; `artifacts` keep their locations."""
+    text = fetch_artifact(tracking_uri, light.artifacts["record.json"]).read_text()
+    return RunRecord.parse(json.loads(text)).updated(artifacts=light.artifacts)
+
+
+def read_history(tracking_uri: str, location: str) -> list[dict[str, Any]]:
+    """The rows of a history.jsonl or layers.jsonl artefact."""
+    return read_lines(fetch_artifact(tracking_uri, location))
+
+
+def fetch_artifact(tracking_uri: str, location: str) -> Path:
+    """A local file for a location from `RunRecord.artifacts`; downloaded only if it is not on this machine.
+
+    Raises:
+        FileNotFoundError: a local artefact that is gone.
+    """
+    parts = urlsplit(location)
+    if parts.scheme in ("", "file"):
+        file = Path(unquote(parts.path))
+        if not file.is_file():
+            raise FileNotFoundError(f"artefact {file} is gone: launch the plan again to record it anew")
+        return file
+    with errors_of(tracking_uri):
+        from mlflow.artifacts import download_artifacts
+
+        return Path(download_artifacts(artifact_uri=location, tracking_uri=tracking_uri))
+
+
+def _light_record(run: Any) -> RunRecord:
+    tags, metrics = run.data.tags, run.data.metrics
+    config: dict[str, Any] = {}
+    for section, names in SHOWN.items():
+        params = {name: run.data.params.get(f"{section}.{name}") for name in names}
+        config[section] = {name: json.loads(text) for name, text in params.items() if text is not None}
+    root = run.info.artifact_uri
+    return RunRecord(
+        **json.loads(tags["robuq.identity"]),
+        status=tags["robuq.status"],
+        failure=tags.get("robuq.failure") or None,
+        config=config,
+        stages=json.loads(tags["robuq.stages"]),
+        seconds={name.removeprefix(SECONDS): value for name, value in metrics.items() if name.startswith(SECONDS)},
+        metrics={name: value for name, value in metrics.items() if not name.startswith((SECONDS, HISTORY))},
+        artifacts={name: f"{root}/{name}" for name in json.loads(tags["robuq.files"])},
+        git={key: tags[name] for key in ("commit", "dirty") if (name := f"mlflow.source.git.{key}") in tags},
+        versions=json.loads(tags["robuq.versions"]),
+        started=(run.info.start_time or 0) / 1000,
+        finished=(run.info.end_time or 0) / 1000,
+    )
+
+
+# --- the client -----------------------------------------------------------------------------------------------
+
+
+def connect(tracking_uri: str) -> Any:
+    """An MlflowClient that gives up soon, keeps its start-up messages to itself and reports to nobody.
+
+    Raises:
+        TrackingUnavailable: the store cannot be opened.
+    """
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default, 7 with growing pauses, takes minutes
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    with errors_of(tracking_uri), _quiet("mlflow.store.db.utils"):
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri)
+
+
+@contextmanager
+def errors_of(tracking_uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into ours. Their text is dropped: it quotes the URI with its password."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in REFUSALS:
+            raise ValueError(f"{redacted(tracking_uri)} refused the request: {error.error_code}") from None
+        raise TrackingUnavailable(tracking_uri, str(error.error_code)) from None
+    except (SQLAlchemyError, OSError) as error:  # OSError: connections, and the disk that artefacts go to
+        raise TrackingUnavailable(tracking_uri, type(error).__name__) from None
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Only errors from this logger: a new store announces each of its tables, a lost one each attempt."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _search(client: Any, experiment: str, condition: str = "") -> Iterator[Any]:
+    """Runs that are not deleted, oldest first."""
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment], condition, max_results=PAGE, order_by=["attributes.start_time ASC"], page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _find(client: Any, experiment: str, key: str) -> Any:
+    return next(_search(client, experiment, f"tags.`robuq.key` = '{key}'"), None)
+
+
+def _folder_beside(tracking_uri: str) -> Path | None:
+    """`artifacts` beside an SQLite file; MLflow's own choice would be the working directory."""
+    if not tracking_uri.startswith("sqlite:"):
+        return None
+    return Path(tracking_uri.removeprefix("sqlite:///")).parent / "artifacts"
+
+
+def _milliseconds(seconds: float) -> int | None:
+    """None, for MLflow to take the present, where a record has no time."""
+    return round(1000 * seconds) if seconds else None

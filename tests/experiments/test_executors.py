@@ -1,0 +1,181 @@
+"""One contract for every executor, and what Ray adds: a killed worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from toy_stages import executed, toy, work
+
+from experiments.executors import Executor, LocalExecutor, Outcome, RayExecutor, one_line, start_ray
+from experiments.launch import Job, Sweep, launch
+from robuq.config import ConfigError, RunConfig
+from robuq.stages import Stage, StageStore
+
+WORKERS = 2
+Make = Callable[[Path], Executor]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """One small real cluster for all tests here; its workers find the toy stages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        start_ray(None, WORKERS, 1, 0)
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture(params=["local", "ray"])
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    made: list[Executor] = []
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+
+    def build(root: Path) -> Executor:
+        local = request.param == "local"
+        executor = LocalExecutor(root, "cpu", work) if local else RayExecutor(root, "cpu", WORKERS, function=work)
+        made.append(executor)
+        return executor
+
+    yield build
+    for executor in made:
+        executor.close()
+
+
+def run_all(executor: Executor, stages: list[Stage]) -> list[Outcome]:
+    waiting, outcomes = list(stages), []
+    for _ in range(1000):
+        while waiting and executor.free():
+            executor.submit(waiting.pop(0))
+        outcomes += executor.wait(1.0)
+        if len(outcomes) == len(stages):
+            return outcomes
+    raise AssertionError(f"{len(outcomes)} of {len(stages)} stages ended")
+
+
+def test_every_stage_ends_once_and_leaves_its_result(make: Make, tmp_path: Path) -> None:
+    stages = [toy("qat", number=number) for number in range(7)]
+    outcomes = run_all(make(tmp_path), stages)
+    assert sorted(outcome.stage.key for outcome in outcomes) == sorted(stage.key for stage in stages)
+    assert {outcome.status for outcome in outcomes} == {"done"}
+    assert [StageStore(tmp_path).result(stage.id)["value"] for stage in stages] == list(range(7))
+    assert sorted(executed(tmp_path)) == sorted(stage.id for stage in stages)
+
+
+def test_a_failure_is_data_and_the_worker_goes_on(make: Make, tmp_path: Path) -> None:
+    bad, good = toy("qat", fail="loss is\nnan"), toy("qat", number=1)
+    outcomes = {outcome.stage.id: outcome for outcome in run_all(make(tmp_path), [bad, bad, good])}
+    assert outcomes[bad.id].status == "failed"
+    assert outcomes[bad.id].reason == "toy_stages.ToyError: loss is nan"
+    assert outcomes[good.id].status == "done"
+    failure = StageStore(tmp_path).failure(bad)
+    assert failure is not None
+    assert "toy_stages.py" in failure["error"]  # the traceback
+
+
+def test_waiting_for_nothing_returns_at_once(make: Make, tmp_path: Path) -> None:
+    executor = make(tmp_path)
+    run_all(executor, [toy("qat", number=1)])
+    while isinstance(executor, RayExecutor) and executor.free() < WORKERS:
+        assert executor.wait(60.0) == []  # the second worker's start
+    assert executor.wait(60.0) == []
+
+
+def test_equal_stages_give_equal_results_on_every_executor(ray_cluster: None, tmp_path: Path) -> None:
+    parent = toy("full_precision", number=3)
+    child = toy("qat", {"full_precision": parent}, number=4)
+    for name, executor in {
+        "local": LocalExecutor(tmp_path / "local", "cpu", work),
+        "ray": RayExecutor(tmp_path / "ray", "cpu", 1, function=work),
+    }.items():
+        (tmp_path / name).mkdir()
+        run_all(executor, [parent])
+        run_all(executor, [child])
+        executor.close()
+    results = [StageStore(tmp_path / name).result(child.id) for name in ("local", "ray")]
+    assert results[0] == results[1]
+    assert results[0]["value"] == 7
+
+
+def kill_the_worker_of(executor: RayExecutor, root: Path, stage: Stage, attempt: int) -> None:
+    """Wait until the stage has begun its attempt, then kill its process."""
+    file = StageStore(root).work_folder(stage) / "pid"
+    for _ in range(600):
+        if file.exists() and executed(root).count(stage.id) == attempt:
+            pid = int(file.read_text() or 0)
+            if pid in executor.process_ids():
+                file.unlink()
+                os.kill(pid, signal.SIGKILL)
+                return
+        assert executor.wait(0.1) == []
+    raise AssertionError("the stage has not begun")
+
+
+def test_a_killed_workers_stage_is_lost_and_can_be_done_by_its_successor(ray_cluster: None, tmp_path: Path) -> None:
+    executor = RayExecutor(tmp_path, "cpu", 1, function=work)
+    stage = toy("qat", number=1, hang=1)
+    while not executor.free():
+        executor.wait(60.0)
+    executor.submit(stage)
+    kill_the_worker_of(executor, tmp_path, stage, 1)
+    (outcome,) = executor.wait(60.0)
+    assert outcome.status == "lost"
+    assert run_all(executor, [stage])[0].status == "done"
+    executor.close()
+    assert executed(tmp_path) == [stage.id, stage.id]
+
+
+class Killer:
+    """An observer that kills the worker of one stage whenever it is started, as often as it hangs."""
+
+    def __init__(self, executor: RayExecutor, root: Path, stage: Stage) -> None:
+        self._executor, self._root, self._stage = executor, root, stage
+        self.outcomes: list[Outcome] = []
+        self._started = 0
+
+    def stage_started(self, stage: Stage) -> None:
+        if stage.id == self._stage.id:
+            self._started += 1
+            if self._started <= stage.config["hang"]:
+                kill_the_worker_of(self._executor, self._root, stage, self._started)
+
+    def stage_ended(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def job_ended(self, end: object) -> None:
+        """Not needed here."""
+
+
+@pytest.mark.parametrize(("kills", "failure"), [(1, False), (3, True)])
+def test_a_launch_retries_a_lost_stage_a_bounded_number_of_times(
+    ray_cluster: None, tmp_path: Path, kills: int, failure: bool
+) -> None:
+    stage = toy("qat", number=5, hang=kills)
+    job = Job(RunConfig(variant="a"), (stage,))
+    executor = RayExecutor(tmp_path, "cpu", 1, function=work)
+    killer = Killer(executor, tmp_path, stage)
+    (end,) = launch(Sweep([job], StageStore(tmp_path), lambda s: 1.0), executor, lambda e: None, [killer])
+    executor.close()
+    assert (end.failure is not None) is failure
+    assert "lost its worker 3 times" in (end.failure or "lost its worker 3 times")
+    assert [outcome.status for outcome in killer.outcomes] == ["lost"] * kills + ([] if failure else ["done"])
+
+
+def test_no_cluster_at_the_address_is_one_line() -> None:
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(ConfigError, match=r"no Ray cluster at '127\.0\.0\.1:1'") as caught:
+        start_ray("127.0.0.1:1", 1, 1, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_line_keeps_our_own_messages_short() -> None:
+    assert one_line(ValueError("a\n  b")) == "ValueError: a b"
