@@ -61,16 +61,18 @@ def write_report(
     local ones do not need. Equal runs give equal bytes.
 
     Raises:
-        ValueError: the runs have several protocols, or none is finished.
+        ValueError: the runs have several protocols, none is finished, or `components_data` refuses them.
+        FileNotFoundError: an artefact is gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     one_protocol(finished(runs))
     data = components_data(runs, baseline)
     files = _write_table(data, folder)
+    shown = runs[runs["key"].isin(" ".join(data["keys"]).split())]  # not those of learning rates that lost
     figures = {
-        "distributions": functools.partial(_distributions, runs),
-        "samples": functools.partial(_samples, runs),
-        "curves": functools.partial(_curves, runs),
+        "distributions": functools.partial(_distributions, shown),
+        "samples": functools.partial(_samples, shown),
+        "curves": functools.partial(_curves, shown),
     }
     captions: dict[str, str] = {}
     for name, build in figures.items():
@@ -126,7 +128,7 @@ def _distributions(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
     caption = (
         f"Tokens that enter `{role}` of the middle block of `{run['variant']}` ({run['label']}, seed {run['seed']}), "
         f"each divided by its own standard deviation: {shape['tokens']} tokens of width {shape['width']}. Left: "
-        "densities on a logarithmic axis, with the quantizer's levels where they were recorded. "
+        "densities on a logarithmic axis, with the quantizer's levels (means over tokens) where it has any. "
         f"Right: quantiles against the normal's. Excess kurtosis before → after rotation (0 is normal): {kurtosis}."
     )
     return distributions_figure(data), data, caption
@@ -231,17 +233,24 @@ def _reading(runs: pd.DataFrame, data: pd.DataFrame) -> str:
 def _floor(done: pd.DataFrame) -> str:
     if "fd_floor" not in done or done["fd_floor"].isna().all():
         return ""
-    images = f" ({done['fd_floor_images'].iloc[0]:g} images)" if "fd_floor_images" in done else ""
-    return f"; real images against real ones{images} get {number(float(done['fd_floor'].mean()), 2)}"
+    images = f"{done['fd_floor_images'].max():g}" if "fd_floor_images" in done else "an unrecorded number of"
+    return (
+        f"; its floor, {images} held-out real images in place of drawn ones, is "
+        f"{number(float(done['fd_floor'].mean()), 2)}, and the fewer images, the higher is any such distance"
+    )
 
 
 def _rates(done: pd.DataFrame, data: pd.DataFrame) -> str:
     if done["lr"].nunique() <= 1:
         return f"Every row was trained with one learning rate ({_values(done['lr'])}); it was not tuned for any row."
     used = ", ".join(f"{row['variant']} {row['label']}: {row['lr']:g}" for _, row in data.iterrows())
+    rows = done.assign(bits=done["act_bits"].map(bits_group)).groupby(["bits", "variant"], dropna=False)
+    if rows["lr"].nunique().max() == 1:
+        return f"Every row was trained with one learning rate, not all with the same; none was tuned ({used})."
     return (
-        f"Learning rates {_values(done['lr'])} were tried; a row shows the one with its lowest mean held-out loss, "
-        f"which favours rows with more of them a little ({used})."
+        f"Learning rates {_values(done['lr'])} were tried; a row shows the one with its lowest mean loss on validation "
+        f"images, on which nothing was trained and on which no number of the table is measured ({used}). Only runs "
+        "with that learning rate enter the table and the figures."
     )
 
 

@@ -35,8 +35,12 @@ class Output:
         self.folder = folder.resolve()
         self.store = StageStore(self.folder / "stages")
 
+    @property
+    def tracking_file(self) -> Path:
+        return self.folder / "mlflow.db"
+
     def tracking_uri(self) -> str:
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
+        return f"sqlite:///{self.tracking_file}"
 
     def report_folder(self, plan: str) -> Path:
         return self.folder / "reports" / plan
@@ -99,6 +103,12 @@ class Output:
     def send(self, record: RunRecord, uri: str, recorder: Recorder) -> None:
         recorder.record(record)
         write_json(self._sent_file(record), {**self._sent(record), _server(uri): _digest(record)})
+
+    def forget_sent(self, uri: str) -> None:
+        """The server at `uri` has lost what it had: every record is unsent again."""
+        for file in (self.folder / "runs").glob("*/*.sent"):
+            sent = json.loads(file.read_text())
+            write_json(file, {server: digest for server, digest in sent.items() if server != _server(uri)})
 
     def _sent_file(self, record: RunRecord) -> Path:
         return self._file(record.plan, record.key).with_suffix(".sent")

@@ -16,7 +16,8 @@ def write_plan_report(plan: Plan, output: Output, tracking_uri: str) -> list[Pat
     """The files, report.md first. Runs that were recorded under other settings of the plan are left out.
 
     Raises:
-        ConfigError: nothing of the plan was recorded, or what was cannot share a table.
+        ConfigError: nothing of the plan was recorded, what was cannot share a table, an artefact is gone, or the
+            tracking server cannot be used.
     """
     try:
         runs = load_runs(tracking_uri, plan.name)
@@ -31,5 +32,5 @@ def write_plan_report(plan: Plan, output: Output, tracking_uri: str) -> list[Pat
             baseline=plan.report.baseline,
             tracking_uri=tracking_uri,
         )
-    except (ValueError, TrackingUnavailable) as error:
+    except (ValueError, FileNotFoundError, TrackingUnavailable) as error:
         raise ConfigError(f"{plan.name}: {error}") from None

@@ -58,6 +58,7 @@ class LayerCost:
     act_bits: float
     scale_count: int = 0  # of the weights
     bias_count: int = 0
+    rank: int = 0  # of the low-rank branch
     low_rank_macs: int = 0
     low_rank_count: int = 0
     rotation_ops: int = 0  # additions
@@ -175,7 +176,7 @@ def _linear(name: str, role: str, rows: int, inputs: int, outputs: int, spec: Qu
     """`rows` vectors of `inputs` numbers enter, as many of `outputs` leave."""
     spec = spec or QuantSpec()
     weight, count = spec.weight, inputs * outputs
-    rank = min(spec.low_rank.rank, inputs, outputs) if spec.low_rank else 0
+    rank = spec.low_rank.rank_of(outputs, inputs) if spec.low_rank else 0
     return LayerCost(
         name=name,
         role=role,
@@ -187,6 +188,7 @@ def _linear(name: str, role: str, rows: int, inputs: int, outputs: int, spec: Qu
         act_bits=spec.act.bits if spec.act else FULL,
         scale_count=_scales(weight, inputs, outputs) if weight else 0,
         bias_count=outputs,
+        rank=rank,
         low_rank_macs=rows * rank * (inputs + outputs),
         low_rank_count=rank * (inputs + outputs),
         rotation_ops=rows * rotation_additions(spec.transform, inputs),

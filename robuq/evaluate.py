@@ -16,15 +16,16 @@ from robuq.batches import known_labels, noised_at_mixed_timesteps
 from robuq.config import BitAllocation, DiffusionConfig, EvalConfig, ModelConfig, PrecisionMap
 from robuq.cost import average_bits, layer_costs, summarise
 from robuq.data.load import ImageData
-from robuq.diffusion.loss import held_out_loss
+from robuq.diffusion.loss import HeldOutLoss, held_out_loss
 from robuq.diffusion.sampler import sample_images
 from robuq.diffusion.schedule import NoiseSchedule
 from robuq.metrics.classifier import FeatureClassifier
 from robuq.metrics.protocol import image_metrics
 from robuq.models.dit import DiT
+from robuq.quant.linear import QuantizedLinear
 from robuq.seeding import derived_generator
 from robuq.stages import ProgressFile
-from robuq.telemetry import block_layers, capture_tokens, rotated_tokens
+from robuq.telemetry import block_layers, capture_tokens, levels_in_sigmas, rotated_tokens
 
 SAMPLES, TOKENS = "samples.npz", "tokens.npz"
 TOKEN_IMAGES, MAX_TOKENS = 64, 512
@@ -45,8 +46,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics by name; `num_images=0` leaves out those of drawn images.
 
-    `work` receives `samples.npz` (`images` (G, H, W, C) uint8, `labels` (G,)), `tokens.npz` (`<role>.raw` and
-    `<role>.rotated`, (T, D) float32), and the images drawn so far, from which a killed evaluation continues.
+    `work` receives `samples.npz` (`images` (G, H, W, C) uint8, `labels` (G,)), `tokens.npz` (`middle_tokens`), and the
+    images drawn so far, from which a killed evaluation continues.
 
     Raises:
         NotFiniteError: the held-out loss or a drawn image is not finite.
@@ -64,13 +65,28 @@ def evaluate(
 
 
 def loss_metrics(model: DiT, data: ImageData, diffusion: DiffusionConfig, config: EvalConfig) -> dict[str, float]:
-    """`held_out_loss`, and `held_out_loss_bin_<i>` over tenths of the timesteps, least noise first."""
-    labels = known_labels(data.held_out_labels, model.null_label)
-    loss = held_out_loss(model, NoiseSchedule(diffusion), data.held_out_images, labels, config.loss)
-    if not math.isfinite(loss.mean):
-        raise NotFiniteError(f"held-out loss is {loss.mean}: the network diverged")
+    """`held_out_loss`, and `held_out_loss_bin_<i>` over tenths of the timesteps, least noise first.
+
+    `validation_loss` is the same of the validation images, where there are any: to choose by, so that held-out images
+    are left to report on.
+    """
+    schedule = NoiseSchedule(diffusion)
+    loss = _checked_loss("held-out", model, schedule, data.held_out_images, data.held_out_labels, config)
     bins = {f"held_out_loss_bin_{i}": value for i, value in enumerate(loss.per_timestep) if value is not None}
-    return {"held_out_loss": loss.mean, **bins}
+    metrics = {"held_out_loss": loss.mean, **bins}
+    if len(data.validation_images):
+        tuning = _checked_loss("validation", model, schedule, data.validation_images, data.validation_labels, config)
+        metrics["validation_loss"] = tuning.mean
+    return metrics
+
+
+def _checked_loss(
+    name: str, model: DiT, schedule: NoiseSchedule, images: Tensor, labels: Tensor, config: EvalConfig
+) -> HeldOutLoss:
+    loss = held_out_loss(model, schedule, images, known_labels(labels, model.null_label), config.loss)
+    if not math.isfinite(loss.mean):
+        raise NotFiniteError(f"{name} loss is {loss.mean}: the network diverged")
+    return loss
 
 
 def balanced_labels(count: int, num_classes: int) -> Tensor:
@@ -115,10 +131,11 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 
 
 def middle_tokens(model: DiT, data: ImageData, schedule: NoiseSchedule) -> dict[str, NDArray[np.float32]]:
-    """{`qkv.raw`: (T, D), `qkv.rotated`: (T, D), ...} of the middle block, T <= 512.
+    """{`qkv.raw`: (T, D), `qkv.rotated`: (T, D), `qkv.levels`: (L,), ...} of the middle block, T <= 512.
 
     The tokens are spread evenly over held-out images, noised to timesteps spread evenly over the schedule. A layer
-    without a rotation is shown behind a random one of its width.
+    without a rotation is shown behind a random one of its width. `levels`, of layers that quantize their input: the
+    quantizer's levels in the rotated tokens, in units of a token's standard deviation around its mean.
     """
     generator = derived_generator(0, "distributions")
     chosen = torch.randperm(len(data.held_out_images), generator=generator)[:TOKEN_IMAGES]
@@ -131,8 +148,12 @@ def middle_tokens(model: DiT, data: ImageData, schedule: NoiseSchedule) -> dict[
     tokens = capture_tokens(model, *inputs, list(layers), MAX_TOKENS)
     arrays: dict[str, NDArray[np.float32]] = {}
     for name, role in layers.items():
+        layer = model.get_submodule(name)
+        rotated = rotated_tokens(layer, tokens[name])
         arrays[f"{role}.raw"] = tokens[name].cpu().numpy()
-        arrays[f"{role}.rotated"] = rotated_tokens(model.get_submodule(name), tokens[name]).float().cpu().numpy()
+        arrays[f"{role}.rotated"] = rotated.float().cpu().numpy()
+        if isinstance(layer, QuantizedLinear) and layer.act_quantizer is not None:
+            arrays[f"{role}.levels"] = levels_in_sigmas(layer.act_quantizer, rotated).float().cpu().numpy()
     return arrays
 
 

@@ -83,6 +83,23 @@ def clip_rate(quantizer: ActFakeQuantizer, tokens: Tensor) -> float:
     return float(((u < low) | (u > high)).double().mean())
 
 
+@torch.no_grad()
+def levels_in_sigmas(quantizer: ActFakeQuantizer, tokens: Tensor) -> Tensor:
+    """(T, D) -> (L,) float64, ascending: where the levels lie in a token of mean 0 and standard deviation 1.
+
+    Levels are affine in scale and center, so that their mean over tokens (and over channels or groups with scales of
+    their own) needs two numbers: level E[scale / sd] + E[(center - mean) / sd]. Constant tokens are left out.
+    """
+    mean, sd = tokens.double().mean(-1, keepdim=True), tokens.double().std(-1, correction=0, keepdim=True)
+    if quantizer.spec.granularity == "per_group":
+        mean, sd = mean.unsqueeze(-1), sd.unsqueeze(-1)
+    scale, center = quantizer.scaling(tokens)
+    kept = sd.flatten() > 0
+    slope = (scale / sd)[kept].mean()
+    offset = ((-mean if center is None else center - mean) / sd)[kept].mean()
+    return levels(quantizer.spec.grid, quantizer.spec.bits).to(slope) * slope + offset
+
+
 @contextmanager
 def captured_inputs(model: nn.Module, layers: Sequence[str], max_tokens: int) -> Iterator[dict[str, list[Tensor]]]:
     """While open, each forward adds up to `max_tokens` evenly spaced input tokens (T, D) of each named layer."""

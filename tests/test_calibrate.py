@@ -1,5 +1,7 @@
 """Static scales and learned steps see full-precision tokens of the network that they will work in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,8 @@ def states(model: DiT) -> dict[str, torch.Tensor]:
 def test_scales_are_those_of_the_weight_quantized_networks_tokens(
     data: ImageData, schedule: NoiseSchedule, name: str
 ) -> None:
+    """The reference's layers may take the other of two equal forms, whose rounding differs; where that moves one of
+    attention's 8-bit values by a level, a mean over 3200 of them moves by some 1e-5 of itself."""
     precision = variant(name)
     model, reference = model_with(precision), model_with(without_acts(precision)).eval()
     assert needs_calibration(model)
@@ -69,8 +73,7 @@ def test_scales_are_those_of_the_weight_quantized_networks_tokens(
         if layer.act_quantizer is not None and layer_name in seen:
             fresh = ActFakeQuantizer(layer.act_quantizer.spec, layer.in_features)
             fresh.calibrate_(layer.rotation(seen[layer_name]))
-            for key, value in fresh.state_dict().items():
-                assert torch.equal(value, layer.act_quantizer.state_dict()[key]), (layer_name, key)
+            torch.testing.assert_close(layer.act_quantizer.state_dict(), fresh.state_dict(), rtol=1e-4, atol=1e-6)
 
 
 def watched(reference: DiT, data: ImageData, schedule: NoiseSchedule, model: DiT) -> dict[str, torch.Tensor]:
@@ -136,9 +139,7 @@ def test_dynamic_quantizers_need_nothing(data: ImageData, schedule: NoiseSchedul
 
 
 def test_more_images_than_there_are(data: ImageData, schedule: NoiseSchedule) -> None:
-    few = ImageData(
-        data.train_images[:3], data.train_labels[:3], data.held_out_images, data.held_out_labels, data.classes
-    )
+    few = replace(data, train_images=data.train_images[:3], train_labels=data.train_labels[:3])
     model = model_with(variant("lsq"))
     calibrate_(model, few, schedule, CalibrationConfig(), seed=0)
     assert not needs_calibration(model)

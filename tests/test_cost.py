@@ -21,6 +21,7 @@ from robuq.config import (
     decision_name,
     model_preset,
     module_names,
+    resolve_specs,
 )
 from robuq.cost import (
     LABEL_TABLE,
@@ -32,6 +33,7 @@ from robuq.cost import (
     summarise,
 )
 from robuq.models import build_dit
+from robuq.quant.surgery import quantize_
 from robuq.variants import VARIANTS, variant
 
 XL = model_preset("DiT-XL/2")
@@ -219,11 +221,31 @@ def test_scales_of_qkv(weight, scales, stored):
     assert qkv.stored_size == 64 * 192 * stored + 32 * (scales + 192)
 
 
-def test_ranks_are_cut_to_the_layer():
-    precision = PrecisionMap.parse({"proj": {"weight": {}, "low_rank": {"rank": 100}}})
+@pytest.mark.parametrize(
+    ("low_rank", "rank"),
+    [
+        ({"rank": 3}, 3),
+        ({"rank": 16}, 4),  # at most a sixteenth of the width, 64
+        ({"rank": 100, "max_share": 1.0}, 64),
+        ({"rank": 5, "max_share": 0.001}, 1),
+    ],
+)
+def test_ranks_are_cut_to_the_layer(low_rank: dict[str, float], rank: int):
+    precision = PrecisionMap.parse({"proj": {"weight": {}, "low_rank": low_rank}})
     proj = next(cost for cost in layer_costs(ModelConfig(), precision) if cost.role == "proj")
-    assert proj.low_rank_count == 64 * (64 + 64)
+    assert proj.rank == rank
+    assert proj.low_rank_count == rank * (64 + 64)
     assert proj.low_rank_macs == 16 * proj.low_rank_count
+
+
+def test_low_rank_numbers_are_those_of_the_quantized_model():
+    """Every branch that surgery makes is counted, with the rank that it has."""
+    config, precision = model_preset("nano"), variant("robuq_uniform", 2)
+    model = build_dit(config, seed=0)
+    quantize_(model, resolve_specs(precision, config.num_layers), seed=0)
+    parts = [part for name, part in model.named_parameters() if "low_rank" in name]
+    assert parts
+    assert sum(cost.low_rank_count for cost in layer_costs(config, precision)) == sum(part.numel() for part in parts)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Judging a network: what is drawn, measured and written."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,8 @@ CONFIG = EvalConfig(
     grid_images=7,
 )
 DIFFUSION = DiffusionConfig()
+KINDS = ("raw", "rotated", "levels")
+QUANTIZED = ("robuq_uniform", "minmax")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_all_of_it(tmp_path: Path, data: ImageData, classifier: FeatureClassifie
         pixels = (images[:7, 0].double() + 1) * 127.5
         assert np.abs(samples["images"][..., 0] - pixels.numpy()).max() <= 0.5 + 1e-4
     with np.load(tmp_path / "tokens.npz", allow_pickle=False) as tokens:
-        assert sorted(tokens) == sorted(f"{role}.{kind}" for role in BLOCK_ROLES for kind in ("raw", "rotated"))
+        assert sorted(tokens) == sorted(f"{role}.{kind}" for role in BLOCK_ROLES for kind in KINDS)
         assert all(tokens[name].dtype == np.float32 for name in tokens)
 
 
@@ -100,7 +103,26 @@ def test_loss_is_the_mean_of_its_bins(data: ImageData) -> None:
     metrics = loss_metrics(model_with(PrecisionMap()), data, DIFFUSION, CONFIG)
     bins = [metrics[f"held_out_loss_bin_{i}"] for i in range(10)]
     assert metrics["held_out_loss"] == pytest.approx(sum(bins) / 10, rel=1e-9)
-    assert len(metrics) == 11
+    assert len(metrics) == 10 + 2
+
+
+def test_validation_loss_has_the_protocol_of_the_held_out_loss(data: ImageData) -> None:
+    model = model_with(variant("robuq_uniform"))
+    swapped = replace(
+        data,
+        validation_images=data.held_out_images,
+        validation_labels=data.held_out_labels,
+        held_out_images=data.validation_images,
+        held_out_labels=data.validation_labels,
+    )
+    one, other = (loss_metrics(model, parts, DIFFUSION, CONFIG) for parts in (data, swapped))
+    assert (one["held_out_loss"], one["validation_loss"]) == (other["validation_loss"], other["held_out_loss"])
+    assert one["held_out_loss"] != one["validation_loss"]
+
+
+def test_without_validation_images_there_is_no_such_loss() -> None:
+    data = load_data(DataConfig(validation=0))
+    assert "validation_loss" not in loss_metrics(model_with(PrecisionMap()), data, DIFFUSION, CONFIG)
 
 
 def test_labels_are_balanced() -> None:
@@ -163,15 +185,33 @@ def test_a_broken_network_is_not_judged(
         drawn_images(model, balanced_labels(4, 10), DIFFUSION, CONFIG, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["full_precision", "robuq_uniform"])
+@pytest.mark.parametrize("name", ["full_precision", "ternary_rotation", "robuq_uniform", "minmax"])
 def test_tokens_of_the_middle_block(data: ImageData, name: str) -> None:
     tokens = middle_tokens(model_with(variant(name)), data, NoiseSchedule(DIFFUSION))
+    assert sorted(tokens) == sorted(
+        f"{role}.{kind}" for role in BLOCK_ROLES for kind in (KINDS if name in QUANTIZED else KINDS[:2])
+    )
     for role in BLOCK_ROLES:
         raw, rotated = tokens[f"{role}.raw"], tokens[f"{role}.rotated"]
         assert raw.shape == rotated.shape == (512, 128 if role == "fc2" else 32)
         norms = np.linalg.norm(raw, axis=1)
         np.testing.assert_allclose(np.linalg.norm(rotated, axis=1), norms, rtol=1e-4)
-        assert not np.allclose(raw, rotated)
+        assert np.allclose(raw, rotated) == (name == "minmax")  # which has no rotation
+
+
+def test_levels_of_the_middle_block(data: ImageData) -> None:
+    """At 8 bits, min-max levels span a token's values; RobustQuantizer's at 2 bits are symmetric around its mean."""
+    schedule = NoiseSchedule(DIFFUSION)
+    wide, robust = (middle_tokens(model_with(variant(*v)), data, schedule) for v in (("minmax", 8), ("robuq_uniform",)))
+    for role in BLOCK_ROLES:
+        x = wide[f"{role}.rotated"].astype(np.float64)
+        z = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+        ends = wide[f"{role}.levels"][[0, -1]]
+        step = (z.max(1) - z.min(1)).mean() / 255
+        np.testing.assert_allclose(ends, [z.min(1).mean(), z.max(1).mean()], rtol=0, atol=step / 2 + 1e-5)
+        levels = robust[f"{role}.levels"]
+        np.testing.assert_allclose(levels, -levels[::-1], atol=1e-6)
+        assert levels.shape == (4,)
 
 
 def test_cost_metrics() -> None:

@@ -22,10 +22,12 @@ from robuq.config import (
     Transform,
     resolve_specs,
 )
+from robuq.config.quant import Granularity
 from robuq.data.load import ImageData, load_data
 from robuq.diffusion.schedule import NoiseSchedule
 from robuq.models.dit import DiT, build_dit
 from robuq.quant.fake_quantizer import ActFakeQuantizer
+from robuq.quant.grids import gaussian_step, levels
 from robuq.quant.hadamard import Rotation
 from robuq.quant.surgery import quantize_
 from robuq.telemetry import (
@@ -37,6 +39,7 @@ from robuq.telemetry import (
     evenly,
     excess_kurtosis,
     kl_to_normal,
+    levels_in_sigmas,
     rotated_tokens,
     sqnr_db,
 )
@@ -155,6 +158,58 @@ def test_clip_rate_of_groups_and_centers() -> None:
     tokens[:, 0] = 100.0
     spec = ActQuant(bits=2, scale="gaussian", granularity="per_group", group_size=8, center=True)
     assert clip_rate(ActFakeQuantizer(spec, 16), tokens) == pytest.approx(1 / 16)
+
+
+def test_levels_of_centred_gaussian_quantizers_by_hand() -> None:
+    """Tokens 5 +- a have deviation a and mean deviation a: sigma is a sqrt(pi / 2), whatever a and the token's mean."""
+    signs = torch.tensor([1.0, -1.0]).repeat(8)
+    tokens = 5 + torch.tensor([[1.0], [3.0], [0.1]]) * signs
+    for spread, sigma in (("mean_abs", math.sqrt(math.pi / 2)), ("std", 1.0)):
+        quantizer = ActFakeQuantizer(ActQuant(bits=2, center=True, spread=spread), 16)
+        expected = [k * gaussian_step("mid_rise", 2) * sigma for k in (-1.5, -0.5, 0.5, 1.5)]
+        assert levels_in_sigmas(quantizer, tokens).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_levels_of_normal_tokens_are_the_optimal_ones() -> None:
+    """sqrt(pi / 2) E|z| / sd is 1 but for its variance of (pi / 2 - 3 / 2) / D a token, and a bias below 1 / D."""
+    tokens = 2 + 3 * normal(500, 256)
+    quantizer = ActFakeQuantizer(ActQuant(bits=3, center=True), 256)
+    expected = levels("mid_rise", 3) * gaussian_step("mid_rise", 3)
+    tolerance = 4 * math.sqrt((math.pi / 2 - 1.5) / tokens.numel()) + 1 / 256
+    torch.testing.assert_close(levels_in_sigmas(quantizer, tokens), expected, rtol=tolerance, atol=1e-6)
+
+
+def test_levels_without_center_and_with_a_zero_point() -> None:
+    """Token 0 1 2 3: mean 1.5, variance 1.25; minmax at 2 bits has these very levels, as has absmax with step 3."""
+    tokens, sd = torch.tensor([[0.0, 1.0, 2.0, 3.0]]), math.sqrt(1.25)
+    for scale, values in (("minmax", [0, 1, 2, 3]), ("absmax", [-6, -3, 0, 3])):
+        quantizer = ActFakeQuantizer(ActQuant(bits=2, scale=scale, grid="mid_tread"), 4)
+        expected = [(value - 1.5) / sd for value in values]
+        assert levels_in_sigmas(quantizer, tokens).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_static_levels_are_the_mean_over_tokens(granularity: Granularity) -> None:
+    """Tokens with deviations 1 and 2 under one scale s: in units of each they lie at k s and k s / 2."""
+    spec = ActQuant(bits=2, scale="absmax", granularity=granularity, mode="static", grid="mid_tread")
+    quantizer = ActFakeQuantizer(spec, 2)
+    quantizer.calibrate_(torch.tensor([[2.0, -2.0], [1.0, -1.0]]))  # scale 2: the highest level of 2 bits is 1
+    tokens = torch.tensor([[1.0, -1.0], [2.0, -2.0], [7.0, 7.0]])  # the constant one has no unit
+    assert levels_in_sigmas(quantizer, tokens).tolist() == pytest.approx([k * 2 * 0.75 for k in (-2, -1, 0, 1)])
+
+
+def test_levels_of_groups_and_learned_steps() -> None:
+    """Groups of a token, deviation 3 and 1 by hand: the token's variance is their mean square, 5."""
+    tokens = torch.tensor([[3.0, -3.0, 1.0, -1.0]])
+    spec = ActQuant(bits=2, scale="absmax", granularity="per_group", group_size=2, grid="mid_tread")
+    found = levels_in_sigmas(ActFakeQuantizer(spec, 4), tokens)
+    assert found.tolist() == pytest.approx([k * 2 / math.sqrt(5) for k in (-2, -1, 0, 1)])
+    learned = ActFakeQuantizer(ActQuant(bits=2, scale="lsq", granularity="per_tensor", mode="static"), 4)
+    learned.calibrate_(tokens)
+    step = 2 * 2 / math.sqrt(1.5)  # LSQ's start, 2 E|x| / sqrt(q)
+    expected = [k * step / math.sqrt(5) for k in (-1.5, -0.5, 0.5, 1.5)]
+    assert levels_in_sigmas(learned, tokens).tolist() == pytest.approx(expected)
+    assert not levels_in_sigmas(learned, tokens).requires_grad
 
 
 # --- capturing ------------------------------------------------------------------------------------------------

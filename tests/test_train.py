@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -361,7 +362,7 @@ def poisoned(data: ImageData, schedule: NoiseSchedule, step: int, value: float) 
     """One image of the batch of update `step` (from 0) is not finite."""
     images = data.train_images.clone()
     images[Batches(full_precision_model(), data, schedule, SHORT, 0, torch.device("cpu")).indices(step)[0]] = value
-    return ImageData(images, data.train_labels, data.held_out_images, data.held_out_labels, data.classes)
+    return replace(data, train_images=images)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

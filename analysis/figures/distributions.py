@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -93,12 +94,12 @@ def plot_histogram(data: pd.DataFrame, ax: Axes) -> None:
     """Densities on a logarithmic axis, where tails can be seen; levels as ticks at the foot."""
     normal = data[data["curve"] == "normal"]
     ax.plot(normal["x"], normal["y"], color=BLACK, ls="--", label="N(0, 1)", zorder=3)
-    for state, (label, color, _) in STATES.items():
+    for state, (label, color, _) in STATES.items():  # filled and outlined: told apart without colour
         part = data[(data["curve"] == "histogram") & (data["state"] == state)]
-        if len(part) and state == "raw":  # filled and outlined: told apart without colour
-            ax.fill_between(part["x"], part["y"], FLOOR, step="mid", color=color, alpha=0.35, lw=0, label=label)
-        elif len(part):
-            ax.step(part["x"], part["y"].where(part["y"] > 0), where="mid", color=color, lw=1.0, label=label)
+        look = {"fill": True, "alpha": 0.35, "lw": 0} if state == "raw" else {"fill": False, "lw": 1.0}
+        if len(part):  # one value a bin, which holds the whole density
+            bins = {"bins": BINS, "binrange": (-REACH, REACH), "weights": "y", "element": "step"}
+            sns.histplot(part, x="x", ax=ax, color=color, label=label, **bins, **look)
     levels = data.loc[data["curve"] == "level", "x"].to_numpy()
     for place, level in enumerate(levels):
         ax.axvline(level, color=GREY, lw=0.7, ls=":", label="quantizer levels" if place == 0 else None, zorder=1)

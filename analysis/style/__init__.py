@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+import seaborn as sns
 from matplotlib import style
 from matplotlib.figure import Figure
 
@@ -16,10 +17,10 @@ from analysis.methods import METHODS
 STYLE = Path(__file__).with_name("robuq.mplstyle")
 COLUMN_WIDTH = 3.3  # inches, one column of a two-column page
 
-# Okabe and Ito's palette, safe for the colour-blind, without its yellow, which is invisible on white; no two
-# neighbours share a line style, so that lines stay apart in grey.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, RED, PINK = "#0072B2", "#D55E00", "#CC79A7"
+# seaborn's variant of Okabe and Ito's palette, safe for the colour-blind, without its yellow, which is invisible on
+# white, and its brown and pale pink; no two neighbours share a line style, so that lines stay apart in grey.
+BLUE, ORANGE, GREEN, RED, PINK, _, _, _, _, SKY = sns.color_palette("colorblind").as_hex()
+BLACK = "#000000"
 DARK, GREY, LIGHT = "#505050", "#7F7F7F", "#B0B0B0"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.load import PRIMARY, check_runs, finished, one_protocol
+from analysis.load import PRIMARY, VALIDATION, check_runs, finished, one_protocol
 from analysis.methods import bits_group, in_order, method_name
 from analysis.render import NONE, Format, TextTable, number, render, with_half_width
 from analysis.stats import Estimate, holm, mean_interval, paired_difference, rank_marks
@@ -32,12 +32,14 @@ CAPTION = (
 def components_data(runs: pd.DataFrame, baseline: str = "baseline") -> pd.DataFrame:
     """One row per (activation width, variant), numbers only; failed runs are left out.
 
-    Columns: bits (NaN: not quantized), variant, label, lr, n, for each metric `m` its mean `m`, bounds `m_low` and
-    `m_high`, `m_n` and `m_mark`; `difference` to the baseline in the primary metric with `_low`, `_high`, `_n`,
-    `_p`, `_p_holm` (over all rows) and `_effect`; `keys` of the runs, separated by spaces.
+    Columns: bits (NaN: not quantized), variant, label, lr (the best by validation, where several were tried), n, for
+    each metric `m` its mean `m`, bounds `m_low` and `m_high`, `m_n` and `m_mark`; `difference` to the baseline in the
+    primary metric with `_low`, `_high`, `_n`, `_p`, `_p_holm` (over all rows) and `_effect`; `keys` of the runs,
+    separated by spaces.
 
     Raises:
-        ValueError: several protocols, or two runs for one cell and seed; each in one line.
+        ValueError: several protocols, two runs for one cell and seed, or several learning rates without a validation
+            loss to choose by; each in one line.
     """
     runs = finished(check_runs(runs))
     one_protocol(runs)
@@ -76,10 +78,14 @@ def _cells(runs: pd.DataFrame) -> dict[tuple[float, str], pd.DataFrame]:
 
 
 def _best_lr(cell: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the learning rate with the lowest mean primary metric, indexed by seed.
+    """The runs of the learning rate with the lowest mean validation loss, indexed by seed.
+
+    Never by the primary metric, whose images are for reporting. A rate under which fewer seeds finished than under
+    another is not chosen: the mean of those that survived would flatter it.
 
     Raises:
-        ValueError: two runs with one learning rate and seed: they differ in what the table does not show.
+        ValueError: two runs with one learning rate and seed: they differ in what the table does not show; or several
+            learning rates, but no validation loss.
     """
     again = cell.duplicated([*PAIRS, "lr"], keep=False)
     if again.any():
@@ -89,7 +95,13 @@ def _best_lr(cell: pd.DataFrame) -> pd.DataFrame:
             "they differ in a setting that the table does not show; report them as two variants or two plans"
         )
     if cell["lr"].nunique() > 1:
-        cell = cell[cell["lr"] == cell.groupby("lr")[PRIMARY].mean().idxmin()]
+        if (unknown := cell[VALIDATION].isna()).any():
+            raise ValueError(
+                f"{cell['variant'].iloc[0]} has several learning rates, but run {cell.loc[unknown, 'key'].iloc[0]} has "
+                f"no {VALIDATION} to choose by: set data.validation above 0, or keep one learning rate"
+            )
+        means = cell.groupby("lr")[VALIDATION].agg(["size", "mean"])
+        cell = cell[cell["lr"] == means.loc[means["size"] == means["size"].max(), "mean"].idxmin()]
     return cell.set_index(PAIRS).sort_index()
 
 

@@ -10,7 +10,9 @@ from robuq.config.base import Config
 
 
 class DataConfig(Config):
-    """A data set with a held-out split that training never sees.
+    """A data set in three parts: training images, validation images (to tune by), and held-out images (to report).
+
+    Training sees neither of the last two.
 
     digits: scikit-learn's 1,797 real 8x8 images. fashion_mnist: IDX files in `path`, or where Debian's
     package puts them. image_folder: `path/<class>/*.png|jpg`. latents: an .npz with `latents` (N, C, H, W) and
@@ -21,6 +23,8 @@ class DataConfig(Config):
     path: str | None = None
     image_size: Annotated[int, Field(ge=1)] = 8
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25  # fraction; fashion_mnist has its own test files
+    # Fraction of the training images that is set aside to choose learning rates by; 0: nothing can be tuned.
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1)] | None = None  # at most this many training images
 

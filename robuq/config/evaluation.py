@@ -24,6 +24,20 @@ class SampleConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 0
     clip_sample: bool = True  # clamp the predicted image to [-1, 1] (pixel models)
 
+    def check_fits(self, num_timesteps: int, channels: int) -> None:
+        """Raise ValueError where images of `channels` cannot be drawn like this from a schedule of `num_timesteps`."""
+        if self.guidance_channels is not None and self.guidance_channels > channels:
+            raise ValueError(f"guidance_channels={self.guidance_channels}: the images have {channels}")
+        if self.steps > num_timesteps:
+            raise ValueError(f"steps={self.steps}: at most num_timesteps={num_timesteps}")
+        # diffusers' DDIM always goes down by num_timesteps // steps, whichever timestep comes next; leading spacing
+        # of, say, 600 steps would start at timestep 599.
+        if num_timesteps % self.steps and (self.sampler == "ddim" or self.spacing == "leading"):
+            raise ValueError(
+                f"steps={self.steps}: need a divisor of num_timesteps={num_timesteps}"
+                " (only sampler='ddpm' with spacing='trailing' takes any number)"
+            )
+
 
 class LossConfig(Config):
     """Held-out diffusion loss at fixed noise and timesteps."""

@@ -39,6 +39,10 @@ class RunConfig(Config):
                 f"data.image_size {self.data.image_size} differs from model.image_size {self.model.image_size}"
             )
         resolve_specs(self.precision, self.model.num_layers, self.allocation)
+        try:
+            self.evaluation.sample.check_fits(self.diffusion.num_timesteps, self.model.in_channels)
+        except ValueError as error:
+            raise ValueError(f"evaluation.sample.{error}") from None
         return self
 
     @property

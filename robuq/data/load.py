@@ -1,4 +1,4 @@
-"""Data sets as tensors: training and held-out images with their labels."""
+"""Data sets as tensors: training, validation and held-out images with their labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robuq.config import ConfigError, DataConfig, ModelConfig
 from robuq.data.files import fashion_mnist_files, image_files, latents_file
 from robuq.data.idx import read_idx
 from robuq.data.pictures import read_pictures
-from robuq.data.split import Split, limited, stratified_split
+from robuq.data.split import Split, stratified_split, training_split
 
 FASHION_CLASSES = (
     "t-shirt",
@@ -34,10 +34,16 @@ FASHION_CLASSES = (
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images in [-1, 1] (latents: as they are), and labels 0 .. num_classes - 1; training never sees the held-out."""
+    """Images in [-1, 1] (latents: as they are), and labels 0 .. num_classes - 1.
+
+    What is trained sees the training images only; choices are made by the validation images, of which there may be
+    none; the held-out images are what results are reported on.
+    """
 
     train_images: Tensor  # (N, C, H, W) float32
     train_labels: Tensor  # (N,) int64
+    validation_images: Tensor  # (V, C, H, W) float32
+    validation_labels: Tensor  # (V,) int64
     held_out_images: Tensor  # (M, C, H, W) float32
     held_out_labels: Tensor  # (M,) int64
     classes: tuple[str, ...]
@@ -74,9 +80,17 @@ def load_data(config: DataConfig) -> ImageData:
     if (present := len(np.unique(whole.labels))) < 2:
         raise ConfigError(f"{config.name} has images of {present} class, but the metrics' classifier needs at least 2")
     split = whole.split or stratified_split(whole.labels, config)
-    train, held_out = torch.from_numpy(split.train), torch.from_numpy(split.held_out)
-    labels = torch.from_numpy(whole.labels)
-    return ImageData(whole.images[train], labels[train], whole.images[held_out], labels[held_out], whole.classes)
+    images, labels = whole.images, torch.from_numpy(whole.labels)
+    train, validation, held_out = (torch.from_numpy(part) for part in (split.train, split.validation, split.held_out))
+    return ImageData(
+        train_images=images[train],
+        train_labels=labels[train],
+        validation_images=images[validation],
+        validation_labels=labels[validation],
+        held_out_images=images[held_out],
+        held_out_labels=labels[held_out],
+        classes=whole.classes,
+    )
 
 
 def check_model_fits(model: ModelConfig, data: ImageData) -> None:
@@ -106,10 +120,11 @@ def _fashion_mnist(config: DataConfig) -> _Whole:
     files = fashion_mnist_files(config)
     images, labels = _fashion_pair(files[0], files[1])
     held_out_images, held_out_labels = _fashion_pair(files[2], files[3])
-    train = limited(labels, config)
-    split = Split(np.arange(len(train)), np.arange(len(train), len(train) + len(held_out_labels)))
-    used = torch.from_numpy(np.concatenate([images[train], held_out_images]))[:, None]  # (N, 1, 28, 28)
-    used_labels = np.concatenate([labels[train], held_out_labels])
+    kept = np.concatenate(parts := training_split(labels, config))
+    ends = np.cumsum([len(parts[0]), len(parts[1]), len(held_out_labels)])
+    split = Split(*np.split(np.arange(ends[-1]), ends[:-1]))
+    used = torch.from_numpy(np.concatenate([images[kept], held_out_images]))[:, None]  # (N, 1, 28, 28)
+    used_labels = np.concatenate([labels[kept], held_out_labels])
     return _Whole(_resized(_from_bytes(used), config), used_labels, FASHION_CLASSES, split)
 
 

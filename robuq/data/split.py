@@ -1,4 +1,4 @@
-"""Which images are held out, and which are used at most. Free of torch."""
+"""Which images are held out, which are set aside for validation, and which are used at most. Free of torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class Split:
     """Indices of images, ascending and disjoint."""
 
     train: Indices
+    validation: Indices
     held_out: Indices
 
 
 def stratified_split(labels: NDArray[np.int64], config: DataConfig) -> Split:
-    """Hold out the fraction `held_out` of every class, at least one image; then keep `limit` training images.
+    """Hold out the fraction `held_out` of every class, at least one image; split what is left by `training_split`.
 
     Raises:
         ConfigError: a class has a single image.
@@ -31,8 +32,23 @@ def stratified_split(labels: NDArray[np.int64], config: DataConfig) -> Split:
         label = int(labels[np.argmin(counts)])
         raise ConfigError(f"class {label} has one image, but a split needs two: add images, or leave the class out")
     wanted = np.clip(np.rint(counts * config.held_out), 1, counts - 1)
+    rest = np.flatnonzero(ranks >= wanted)
+    train, validation = training_split(labels[rest], config)
+    return Split(rest[train], rest[validation], np.flatnonzero(ranks < wanted))
+
+
+def training_split(labels: NDArray[np.int64], config: DataConfig) -> tuple[Indices, Indices]:
+    """Indices (train, validation) of images that are not held out.
+
+    Validation gets the fraction `validation` of every class, one image at least (none of a class with a single one);
+    training then keeps `limit` of the others, so that validation does not depend on it.
+    """
+    if config.validation == 0:
+        return limited(labels, config), np.arange(0)
+    ranks, counts = _ranks(labels, config.split_seed)
+    wanted = np.minimum(np.maximum(np.rint(counts * config.validation), 1), counts - 1)
     train = np.flatnonzero(ranks >= wanted)
-    return Split(train[limited(labels[train], config)], np.flatnonzero(ranks < wanted))
+    return train[limited(labels[train], config)], np.flatnonzero(ranks < wanted)
 
 
 def limited(labels: NDArray[np.int64], config: DataConfig) -> Indices:

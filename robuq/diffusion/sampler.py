@@ -34,7 +34,7 @@ def sample_images(
     Raises:
         ValueError: more guidance channels than the images have, or steps that do not fit the timesteps.
     """
-    _check(model, diffusion, config)
+    config.check_fits(diffusion.num_timesteps, model.image_shape[0])
     done = []
     for start in range(0, len(labels), config.batch_size):
         batch = labels[start : start + config.batch_size]
@@ -98,19 +98,3 @@ def _sample_batch(
         x = x.clamp(-1, 1) if config.clip_sample else x
     images: Tensor = x.cpu()
     return images
-
-
-def _check(model: DiT, diffusion: DiffusionConfig, config: SampleConfig) -> None:
-    channels = model.image_shape[0]
-    if config.guidance_channels is not None and config.guidance_channels > channels:
-        raise ValueError(f"guidance_channels={config.guidance_channels}: the images have {channels}")
-    if config.steps > diffusion.num_timesteps:
-        raise ValueError(f"steps={config.steps}: at most num_timesteps={diffusion.num_timesteps}")
-    # diffusers' DDIM always goes down by num_timesteps // steps, whichever timestep comes next; leading spacing
-    # of, say, 600 steps would start at timestep 599.
-    uneven = diffusion.num_timesteps % config.steps
-    if uneven and (config.sampler == "ddim" or config.spacing == "leading"):
-        raise ValueError(
-            f"steps={config.steps}: need a divisor of num_timesteps={diffusion.num_timesteps}"
-            " (only sampler='ddpm' with spacing='trailing' takes any number)"
-        )

@@ -94,8 +94,3 @@ def real_floor(reference: Tensor, num_images: int, seed: int, held_out: Tensor |
         distances.append(frechet_distance(*moments(rest), *moments(source[order[:size]])))
     num_reference = len(reference) - (size if held_out is None else 0)
     return Floor(float(np.mean(distances)), float(np.std(distances)), size, num_reference, draws)
-
-
-def fd_floor(real_features: Tensor, num_images: int, seed: int, held_out: Tensor | None = None) -> float:
-    """`real_floor`'s mean."""
-    return real_floor(real_features, num_images, seed, held_out).mean

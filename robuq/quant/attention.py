@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from robuq.config import QuantSpec
 from robuq.quant.fake_quantizer import ActFakeQuantizer
-from robuq.quant.straight_through import is_straight_through, quantize_tokens_
+from robuq.quant.straight_through import is_straight_through, quantize_tokens
 
 
 class QuantizedAttention(nn.Module):
@@ -37,7 +37,7 @@ class QuantizedAttention(nn.Module):
         if self.act_quantizer is None:
             mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
         elif self.is_straight_through() and not torch.is_autocast_enabled(hidden.device.type):
-            mixed = StraightThroughAttention.apply(qkv, self.act_quantizer)
+            mixed = StraightThroughAttention.apply(qkv, self.act_quantizer)  # type: ignore[no-untyped-call]
         else:
             mixed = self.composed(qkv, self.act_quantizer)
         out: Tensor = self.to_out(mixed.transpose(1, 2).reshape(n, t, d))
@@ -63,22 +63,23 @@ class StraightThroughAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, quantizer: ActFakeQuantizer) -> Tensor:
-        owned = qkv.clone(memory_format=torch.contiguous_format)
-        quantized = quantize_tokens_(owned, quantizer)
+        # Quantized where they lie, as the linear layer left them: (N, T, 3, h, d_h); then brought into order.
+        as_made = qkv.permute(1, 3, 0, 2, 4)
+        rounded = quantize_tokens(as_made.reshape(-1, qkv.shape[-1]), quantizer).view(as_made.shape)
+        quantized = rounded.permute(2, 0, 3, 1, 4).contiguous()
         q, k, v = quantized.unbind(0)
-        scores = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)
-        probabilities = scores.softmax(-1)
-        rounded = quantize_tokens_(probabilities.clone(), quantizer)
-        ctx.save_for_backward(quantized, probabilities, rounded)
-        return rounded @ v
+        probabilities = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5).softmax(-1)
+        weights = quantize_tokens(probabilities.view(-1, k.shape[-2]), quantizer).view(probabilities.shape)
+        ctx.save_for_backward(quantized, probabilities, weights)
+        return weights @ v
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        quantized, probabilities, rounded = ctx.saved_tensors
+        quantized, probabilities, weights = ctx.saved_tensors
         q, k, v = quantized.unbind(0)
         d_qkv = torch.empty_like(quantized)
-        torch.matmul(rounded.transpose(-2, -1), dy, out=d_qkv[2])
+        torch.matmul(weights.transpose(-2, -1), dy, out=d_qkv[2])
         d_scores = torch._softmax_backward_data(dy @ v.transpose(-2, -1), probabilities, -1, q.dtype)
         d_scores.mul_(q.shape[-1] ** -0.5)
         torch.matmul(d_scores, k, out=d_qkv[0])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robuq.config.quant import Transform
 
 FAST_FROM = 128  # below, or with a factor under 8, one dense product is as fast as two small ones
-CHUNK = 1 << 18  # values transformed at a time on a CPU: what lies between the factors stays in its cache
+CHUNK = 1 << 20  # values transformed at a time on a CPU: what lies between the factors stays in its cache
 SYLVESTER_2 = np.array([[1, 1], [1, -1]], dtype=np.int8)
 
 
@@ -192,21 +192,25 @@ class Rotation(nn.Module):
             raise ValueError(f"block={transform.block} does not divide the width {width}: use one of its divisors")
         random = transform.kind == "random_hadamard"
         self.register_buffer("signs", random_signs(width, transform.seed, seed) if random else None)
+        self._is_dense = transform.kind != "identity" and self.block == width and not has_two_factors(width)
+        self._matrices: dict[tuple[torch.dtype, torch.device, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> x R."""
         if self.transform.kind == "identity":
             return x
+        if self._is_dense:
+            return x @ self.matrix(x)
         if self.signs is None:
             return self._blockwise(x, transpose=False)
-        if not has_two_factors(self.width):
-            return x @ self._dense(x.dtype)
         return _signed_transform(x, self.signs.to(x.dtype))
 
     def inverse(self, y: Tensor) -> Tensor:
         """y (..., D) -> y R^T, so that inverse(forward(x)) = x."""
         if self.transform.kind == "identity":
             return y
+        if self._is_dense:
+            return y @ self.matrix(y).t()
         x = self._blockwise(y, transpose=True)
         return x if self.signs is None else x * self.signs.to(x.dtype)
 
@@ -214,11 +218,16 @@ class Rotation(nn.Module):
         """w (O, D) -> w R, so that forward(x) @ weight(w).T = x @ w.T."""
         return self.forward(w)
 
-    def _dense(self, dtype: torch.dtype) -> Tensor:
-        """R (D, D) of a small width: D^2 products here save a pass over x."""
-        assert self.signs is not None
-        matrix = _factor(self.width, self.width, False, dtype, self.signs.device)
-        return matrix * self.signs.to(dtype).unsqueeze(-1)
+    def matrix(self, like: Tensor) -> Tensor:
+        """R (D, D) of a small width in the type and on the device of `like`, made once: signs are free so."""
+        version = 0 if self.signs is None else self.signs._version  # signs change when a state is loaded
+        place = (like.dtype, like.device, version)
+        if place not in self._matrices:
+            with torch.inference_mode(False), torch.no_grad():
+                matrix = _factor(self.width, self.width, False, like.dtype, like.device)
+                signs = None if self.signs is None else self.signs.to(like.device, like.dtype)
+                self._matrices = {place: matrix if signs is None else matrix * signs.unsqueeze(-1)}
+        return self._matrices[place]
 
     def _blockwise(self, x: Tensor, transpose: bool) -> Tensor:
         if self.block == self.width:

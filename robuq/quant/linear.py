@@ -2,7 +2,7 @@
 
     y = Q_a(x R) Q_w(W - L R_)^T + (x R) (L R_)^T + bias        W is the latent weight in the rotated basis
 
-(paper, section 4; L R_ are the factors of the branch). There are two implementations of the same function:
+(paper, section 4; L and R_ are the factors of the branch). There are two implementations of the same function:
 `composed` writes it down with autograd; `StraightThroughLinear` is one autograd node for the common case that
 every gradient is straight-through, and saves a third of the time of a training step.
 """
@@ -20,8 +20,8 @@ from robuq.config import QuantSpec, WeightQuant
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.hadamard import Rotation
 from robuq.quant.low_rank import low_rank_factors, zero_factors
-from robuq.quant.straight_through import is_straight_through, quantize_tokens_
-from robuq.quant.weight_quantizer import fake_quant_weight, quantize_weight
+from robuq.quant.straight_through import is_straight_through, quantize_rows, quantize_tokens
+from robuq.quant.weight_quantizer import fake_quant_weight
 
 
 class QuantizedLinear(nn.Module):
@@ -52,7 +52,7 @@ class QuantizedLinear(nn.Module):
 
     def quantized_weight(self) -> Tensor:
         """(O, I): what multiplies the quantized input, dequantized; the branch is not in it."""
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.low_rank_left is not None and self.low_rank_right is not None:
             weight = torch.addmm(weight, self.low_rank_left, self.low_rank_right, alpha=-1)
         return weight if self.spec.weight is None else fake_quant_weight(weight, self.spec.weight)
@@ -79,7 +79,7 @@ class QuantizedLinear(nn.Module):
     def fused(self, x: Tensor) -> Tensor:
         """The same as one autograd node."""
         tokens = x.reshape(-1, self.in_features)
-        y: Tensor = StraightThroughLinear.apply(
+        y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
             tokens,
             self.weight,
             self.bias,
@@ -98,10 +98,10 @@ class QuantizedLinear(nn.Module):
 class StraightThroughLinear(torch.autograd.Function):
     """(M, I) -> (M, O) with identity backward rules for both quantizers.
 
-    With W_e = Q_w(W - L R_) + L R_, and q = Q_a(x R):
-        dx = dy (W_e R^T)          the rotation is undone on the weight, which is smaller than the tokens
-        dW = dy^T q
-        dL = dy^T (x R) R_^T - dW R_^T        dR_ = L^T dy^T (x R) - L^T dW
+    The branch rides along in the product: y = [q | u] [W_q | L]^T with q = Q_a(x R), u = x R R_^T, W_q = Q_w(W - L R_).
+    Backward, with the effective weight E = W_q + L R_:
+        dx = dy (E R^T)          the rotation is undone on the weight, which is smaller than the tokens
+        [dW | dL'] = dy^T [q | u],  dL = dL' - dW R_^T,  dR_ = L^T dy^T (x R) - L^T dW
     """
 
     @staticmethod
@@ -116,36 +116,36 @@ class StraightThroughLinear(torch.autograd.Function):
         act_quantizer: ActFakeQuantizer | None,
         weight_spec: WeightQuant | None,
     ) -> Tensor:
-        quantized = rotation(x)
-        inner = None
-        if left is not None and right is not None:
-            inner = quantized @ right.t()
-            weight = torch.addmm(weight, left, right, alpha=-1)
+        width, rank = weight.shape[1], 0 if left is None else left.shape[1]
+        rotated = rotation(x)
         if act_quantizer is not None:
-            owned = quantized if quantized is not x else x.clone()
-            quantized = quantize_tokens_(owned, act_quantizer)
-        if weight_spec is not None:
-            weight = quantize_weight(weight, weight_spec)
-        y = quantized @ weight.t() if bias is None else torch.addmm(bias, quantized, weight.t())
-        if inner is not None and left is not None:
-            y.addmm_(inner, left.t())
-        ctx.save_for_backward(x if inner is not None else None, quantized, weight, left, right, inner)
+            tokens = quantize_tokens(rotated, act_quantizer, rank)
+        else:
+            tokens = rotated if left is None else torch.cat((rotated, rotated.new_empty(len(x), rank)), 1)
+        if left is not None and right is not None:
+            torch.mm(rotated, right.t(), out=tokens[:, width:])
+            weight = quantize_rows(torch.addmm(weight, left, right, alpha=-1), weight_spec, rank)
+            weight[:, width:] = left
+        else:
+            weight = quantize_rows(weight, weight_spec)
+        ctx.save_for_backward(x if rank else None, tokens, weight, right)
         ctx.rotation = rotation
-        return y
+        return tokens @ weight.t() if bias is None else torch.addmm(bias, tokens, weight.t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, quantized, weight, left, right, inner = ctx.saved_tensors
+        x, tokens, weight, right = ctx.saved_tensors
         rotation: Rotation = ctx.rotation
-        d_weight = dy.t() @ quantized
+        d_weight = dy.t() @ tokens
         d_left = d_right = None
-        if left is not None:
-            d_inner = dy @ left
-            d_left = torch.addmm(dy.t() @ inner, d_weight, right.t(), alpha=-1)
-            # (x R)^T d_inner, rotated when it has rank rows only
-            d_right = torch.addmm(rotation(d_inner.t() @ x), left.t(), d_weight, alpha=-1)
-            weight = torch.addmm(weight, left, right)
+        if right is not None:
+            width = right.shape[1]
+            left, weight = weight[:, width:], torch.addmm(weight[:, :width], weight[:, width:], right)
+            d_weight, d_left = d_weight[:, :width].contiguous(), d_weight[:, width:]
+            d_left = torch.addmm(d_left, d_weight, right.t(), alpha=-1)
+            # (x R)^T (dy L), rotated when it has rank rows only
+            d_right = torch.addmm(rotation((dy @ left).t() @ x), left.t(), d_weight, alpha=-1)
         dx = dy @ rotation.inverse(weight) if ctx.needs_input_grad[0] else None
         d_bias = dy.sum(0) if ctx.needs_input_grad[2] else None
         return dx, d_weight, d_bias, d_left, d_right, None, None, None

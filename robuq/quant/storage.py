@@ -45,7 +45,8 @@ def load_quantized(folder: Path) -> DiT:
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder / WEIGHTS} cannot be read: {error}") from None
     load_tensors(model, tensors)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def read_meta(folder: Path) -> tuple[ModelConfig, dict[str, QuantSpec], int]:

@@ -100,7 +100,7 @@ def _quantized_attention(
     if "to_out.0" in own:
         out = _quantized(out, f"{name}.to_out", own["to_out.0"], seed, factorize)
     heads = cast(int, attention.heads)
-    return QuantizedAttention(qkv, out, heads, out.in_features // heads, products)
+    return QuantizedAttention(qkv, out, heads, cast(int, out.in_features) // heads, products)
 
 
 def _fused_qkv(attention: nn.Module) -> nn.Linear:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robuq.config import QuantSpec, RunConfig, resolve_specs
+from robuq.config import BLOCK_ROLES, QuantSpec, RunConfig, decision_name, module_names, resolve_specs
+from robuq.cost import layer_costs
 from robuq.record.run_record import RunRecord
 
 GRID_COLUMNS = 10
@@ -47,15 +48,24 @@ def bits_of(config: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     if not config:
         return {}
     run = RunConfig.parse(config)
-    specs = resolve_specs(run.precision, run.model.num_layers, run.allocation)
-    return {name: _bits_of_module(spec) for name, spec in specs.items()}
+    specs, ranks = resolve_specs(run.precision, run.model.num_layers, run.allocation), _ranks(run)
+    return {name: _bits_of_module(spec, ranks[name]) for name, spec in specs.items()}
 
 
-def _bits_of_module(spec: QuantSpec) -> dict[str, float | None]:
+def _ranks(run: RunConfig) -> dict[str, int]:
+    """{module: rank of its low-rank branch}; a decision's rank is that of all its modules."""
+    ranks = {cost.name: cost.rank for cost in layer_costs(run.model, run.precision, run.allocation)}
+    for block in range(run.model.num_layers):
+        for role in (*BLOCK_ROLES, "attention", "adaln"):
+            ranks |= dict.fromkeys(module_names(block, role), ranks[decision_name(block, role)])
+    return ranks
+
+
+def _bits_of_module(spec: QuantSpec, rank: int) -> dict[str, float | None]:
     return {
         "act_bits": spec.act.bits if spec.act else None,
         "weight_bits": spec.weight.bits_per_weight if spec.weight else None,
-        "rank": spec.low_rank.rank if spec.low_rank else 0,
+        "rank": rank,
     }
 
 

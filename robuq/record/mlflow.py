@@ -19,17 +19,22 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from robuq.record.artifact_files import read_lines, write_artifact_files
+from robuq.record.layout import (
+    FAILURE,
+    config_of,
+    metric_rows,
+    metrics_of,
+    milliseconds,
+    params_of,
+    plan_note,
+    run_name,
+    seconds_of,
+    tags_of,
+)
 from robuq.record.run_record import RunRecord
 
 BATCH = 1000  # metrics, parameters and tags in one request: MLflow's limit
 PAGE = 5000  # runs in one search request
-HISTORY = "train/"  # prefix of metrics with a value at every logged training step
-SECONDS = "seconds/"  # prefix of the time that each stage took
-TEXT_LIMIT = 1000  # characters of a failure's reason
-SHOWN = {  # settings that become parameters
-    "train": ("steps", "lr", "batch_size"),
-    "model": ("width", "num_layers", "patch_size"),
-}
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # error codes that trying again does not cure
 
@@ -39,6 +44,11 @@ class TrackingUnavailable(RuntimeError):
 
     def __init__(self, tracking_uri: str, reason: str) -> None:
         super().__init__(f"tracking server {redacted(tracking_uri)} is not available ({reason}): send the record again")
+
+
+class TrackingRefused(ValueError):
+    """The tracking server understands but refuses what is asked, or cannot be used as it is named: no later attempt
+    will do better."""
 
 
 def redacted(uri: str) -> str:
@@ -74,6 +84,7 @@ class MlflowRecorder:
 
         Raises:
             TrackingUnavailable: the server does not answer or fails; what was sent so far is completed next time.
+            TrackingRefused: the server does not take this record.
         """
         with errors_of(self.tracking_uri):
             experiment = self._experiment(record.plan)
@@ -94,7 +105,7 @@ class MlflowRecorder:
             found = self._client.get_experiment_by_name(plan)
             if found is None:
                 location = (self.artifact_root / plan).resolve().as_uri() if self.artifact_root else None
-                tags = {"mlflow.experimentKind": "custom_model_development", "robuq.plan": plan}
+                tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": plan_note(plan)}
                 self._experiments[plan] = self._client.create_experiment(plan, location, tags)
             else:
                 if found.lifecycle_stage == "deleted":
@@ -104,7 +115,7 @@ class MlflowRecorder:
 
     def _create(self, experiment: str, record: RunRecord) -> Any:
         tags = {"robuq.key": record.key, "mlflow.source.type": "LOCAL", "mlflow.source.name": "robuq"}
-        start = _milliseconds(record.started)
+        start = milliseconds(record.started)
         return self._client.create_run(experiment, start, tags, run_name=run_name(record))
 
     def _points(self, run: Any) -> dict[tuple[str, int], float]:
@@ -131,8 +142,10 @@ class MlflowRecorder:
         self._client.log_batch(run_id, params=params, tags=tags, metrics=metrics[:room])
         for first in range(room, len(metrics), BATCH):
             self._client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+        if FAILURE in run.data.tags and not record.failure:
+            self._client.delete_tag(run_id, FAILURE)
         self._client.set_tag(run_id, "robuq.record", digest)
-        self._client.set_terminated(run_id, STATUS[record.status], end_time=_milliseconds(record.finished))
+        self._client.set_terminated(run_id, STATUS[record.status], end_time=milliseconds(record.finished))
 
 
 def _is_complete(run: Any, record: RunRecord, digest: str) -> bool:
@@ -146,80 +159,6 @@ def _contradicts(params: Mapping[str, str], points: Mapping[tuple[str, int], flo
     return any(params.get(name, text) != text for name, text in params_of(record).items()) or any(
         points.get(point, value) != value for point, value in values.items()
     )
-
-
-def run_name(record: RunRecord) -> str:
-    """`robuq_uniform W1.58A2 seed 0`, for people to read."""
-    pretrain = f".{record.pretrain_seed}" if record.pretrain_seed else ""
-    return f"{record.variant} {record.label} seed {record.seed}{pretrain}"
-
-
-def params_of(record: RunRecord) -> dict[str, str]:
-    """The few settings worth a column: strings, as MLflow keeps them. All of them are in config.json."""
-    params = {
-        "variant": record.variant,
-        "label": record.label,
-        "act_bits": "full" if record.act_bits is None else f"{record.act_bits:g}",
-        "seed": str(record.seed),
-        "pretrain_seed": str(record.pretrain_seed),
-        "dataset": record.dataset,
-    }
-    for section, names in SHOWN.items():
-        values: Mapping[str, Any] = record.config.get(section, {})
-        params |= {f"{section}.{name}": json.dumps(values[name]) for name in names if name in values}
-    return params
-
-
-def tags_of(record: RunRecord, files: list[str]) -> dict[str, str]:
-    """Identity and provenance; also what a reader needs to rebuild the record without opening an artefact."""
-    identity = record.model_dump(
-        include={"plan", "key", "variant", "label", "act_bits", "seed", "pretrain_seed", "protocol", "dataset"}
-    )
-    tags = {
-        "robuq.identity": json.dumps(identity, sort_keys=True),
-        "robuq.variant": record.variant,
-        "robuq.label": record.label,
-        "robuq.protocol": record.protocol,
-        "robuq.status": record.status,
-        "robuq.failure": (record.failure or "")[:TEXT_LIMIT],
-        "robuq.stages": json.dumps(record.stages, sort_keys=True),
-        "robuq.versions": json.dumps(record.versions, sort_keys=True),
-        "robuq.files": json.dumps(files),
-        "mlflow.note.content": note(record),
-    }
-    git = {"mlflow.source.git.commit": record.git.get("commit"), "mlflow.source.git.dirty": record.git.get("dirty")}
-    return tags | {name: value for name, value in git.items() if value}
-
-
-def note(record: RunRecord) -> str:
-    """The run's description, Markdown."""
-    seeds = f"seed {record.seed}, pre-training seed {record.pretrain_seed}"
-    lines = [f"**{record.variant}** {record.label} on {record.dataset}, {seeds}. Protocol `{record.protocol}`."]
-    if record.failure:
-        lines.append(f"Failed: {record.failure[:TEXT_LIMIT]}")
-    return "\n\n".join(lines)
-
-
-def metric_rows(record: RunRecord) -> list[tuple[str, float, int, int]]:
-    """(name, value, timestamp in ms, step): the history, then times and final metrics at the last step.
-
-    Timestamps run evenly from start to end, so that equal records give equal rows.
-    """
-    last = max((int(entry["step"]) for entry in record.history), default=0)
-    start, end = (_milliseconds(time) or 0 for time in (record.started, record.finished))
-    rows = [
-        (
-            f"{HISTORY}{name}",
-            float(value),
-            start + (end - start) * int(entry["step"]) // max(last, 1),
-            int(entry["step"]),
-        )
-        for entry in record.history
-        for name, value in entry.items()
-        if name != "step"
-    ]
-    final = {f"{SECONDS}{stage}": seconds for stage, seconds in record.seconds.items()} | record.metrics
-    return rows + [(name, float(value), end, last) for name, value in final.items()]
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -265,7 +204,7 @@ def fetch_artifact(tracking_uri: str, location: str) -> Path:
     if parts.scheme in ("", "file"):
         file = Path(unquote(parts.path))
         if not file.is_file():
-            raise FileNotFoundError(f"artefact {file} is gone: launch the plan again to record it anew")
+            raise FileNotFoundError(f"artefact {file} is gone: restore it, or send the records to a new tracking store")
         return file
     with errors_of(tracking_uri):
         from mlflow.artifacts import download_artifacts
@@ -275,19 +214,15 @@ def fetch_artifact(tracking_uri: str, location: str) -> Path:
 
 def _light_record(run: Any) -> RunRecord:
     tags, metrics = run.data.tags, run.data.metrics
-    config: dict[str, Any] = {}
-    for section, names in SHOWN.items():
-        params = {name: run.data.params.get(f"{section}.{name}") for name in names}
-        config[section] = {name: json.loads(text) for name, text in params.items() if text is not None}
     root = run.info.artifact_uri
     return RunRecord(
         **json.loads(tags["robuq.identity"]),
         status=tags["robuq.status"],
-        failure=tags.get("robuq.failure") or None,
-        config=config,
+        failure=tags.get(FAILURE),
+        config=config_of(run.data.params),
         stages=json.loads(tags["robuq.stages"]),
-        seconds={name.removeprefix(SECONDS): value for name, value in metrics.items() if name.startswith(SECONDS)},
-        metrics={name: value for name, value in metrics.items() if not name.startswith((SECONDS, HISTORY))},
+        seconds=seconds_of(metrics),
+        metrics=metrics_of(metrics),
         artifacts={name: f"{root}/{name}" for name in json.loads(tags["robuq.files"])},
         git={key: tags[name] for key in ("commit", "dirty") if (name := f"mlflow.source.git.{key}") in tags},
         versions=json.loads(tags["robuq.versions"]),
@@ -304,6 +239,7 @@ def connect(tracking_uri: str) -> Any:
 
     Raises:
         TrackingUnavailable: the store cannot be opened.
+        TrackingRefused: the URI names no store that can be used.
     """
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -328,8 +264,10 @@ def errors_of(tracking_uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         if error.error_code in REFUSALS:
-            raise ValueError(f"{redacted(tracking_uri)} refused the request: {error.error_code}") from None
+            raise TrackingRefused(f"{redacted(tracking_uri)} refused the request: {error.error_code}") from None
         raise TrackingUnavailable(tracking_uri, str(error.error_code)) from None
+    except ModuleNotFoundError as error:  # of a database's driver
+        raise TrackingRefused(f"{redacted(tracking_uri)} needs the package {error.name}: install it") from None
     except (SQLAlchemyError, OSError) as error:  # OSError: connections, and the disk that artefacts go to
         raise TrackingUnavailable(tracking_uri, type(error).__name__) from None
 
@@ -368,8 +306,3 @@ def _folder_beside(tracking_uri: str) -> Path | None:
     if not tracking_uri.startswith("sqlite:"):
         return None
     return Path(tracking_uri.removeprefix("sqlite:///")).parent / "artifacts"
-
-
-def _milliseconds(seconds: float) -> int | None:
-    """None, for MLflow to take the present, where a record has no time."""
-    return round(1000 * seconds) if seconds else None

@@ -38,6 +38,7 @@ def metrics(level: float, seed: int, rng: np.random.Generator) -> dict[str, floa
     """What a seed does to all variants (0.001 per seed) is larger than what is left between them (0.0003)."""
     return {
         "held_out_loss": level + 0.001 * seed + float(rng.normal(0, 0.0003)),
+        "validation_loss": level + 0.0005 + 0.001 * seed,
         "fd_classifier": 800 * (level - 0.085) + float(rng.normal(0, 0.6)),
         "precision": 1.6 - 8 * level + float(rng.normal(0, 0.01)),
         "recall": 1.5 - 8 * level + float(rng.normal(0, 0.01)),

@@ -66,12 +66,41 @@ def test_one_seed_has_no_interval_and_no_marks(make_record: Maker) -> None:
     assert (table.marks == "").all(axis=None)
 
 
-def test_the_better_learning_rate_is_shown(make_record: Maker) -> None:
-    worse = [make_record("minmax", 2, seed, lr=3e-3) for seed in (0, 1)]
-    worse = [r.updated(metrics={**r.metrics, "held_out_loss": 0.5}) for r in worse]
-    data = components_data(runs_frame([*worse, *(make_record("minmax", 2, seed) for seed in (0, 1))]))
-    assert data["lr"].to_list() == [1e-3]
+def tuned(make_record: Maker, validation: dict[float, list[float | None]]) -> list[RunRecord]:
+    """minmax at each learning rate with these validation losses, one a seed; the best by them is the worst held out."""
+    records = []
+    for lr, losses in validation.items():
+        for seed, loss in enumerate(losses):
+            record = make_record("minmax", 2, seed, lr=lr)
+            values = {name: value for name, value in record.metrics.items() if name != "validation_loss"}
+            values |= {"held_out_loss": 1.0} if loss is None else {"held_out_loss": 1 - loss, "validation_loss": loss}
+            records.append(record.updated(metrics=values))
+    return records
+
+
+def test_learning_rates_are_chosen_by_validation_never_by_held_out_images(make_record: Maker) -> None:
+    """By the mean: the chosen rate is best for neither seed alone."""
+    records = tuned(make_record, {1e-3: [0.20, 0.20], 2e-3: [0.10, 0.40], 3e-3: [0.40, 0.10], 4e-3: [0.18, 0.19]})
+    data = components_data(runs_frame(records))
+    assert data["lr"].to_list() == [4e-3]
     assert data["n"].to_list() == [2]
+    assert data["held_out_loss"].iloc[0] == pytest.approx(1 - 0.185)
+
+
+def test_a_learning_rate_that_lost_seeds_is_not_chosen(make_record: Maker) -> None:
+    data = components_data(runs_frame(tuned(make_record, {1e-3: [0.2, 0.3, 0.4], 1e-1: [0.1]})))
+    assert data["lr"].to_list() == [1e-3]
+    assert data["n"].to_list() == [3]
+
+
+def test_without_a_validation_loss_nothing_is_chosen(make_record: Maker) -> None:
+    records = tuned(make_record, {1e-3: [0.2, None], 2e-3: [0.1, 0.1]})
+    key = next(record.key for record in records if "validation_loss" not in record.metrics)
+    with pytest.raises(ValueError, match=rf"minmax has several.* run {key} has no validation_loss.*") as caught:
+        components_data(runs_frame(records))
+    assert "\n" not in str(caught.value)
+    one_rate = components_data(runs_frame(tuned(make_record, {1e-3: [None, None]})))
+    assert one_rate["n"].to_list() == [2]
 
 
 def test_two_protocols_never_share_a_table(make_record: Maker) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,9 @@ from PIL import Image
 
 from analysis.load import runs_frame
 from analysis.report import write_report
+from robuq.record.run_record import RunRecord
+
+Maker = Callable[..., RunRecord]
 
 NAMES = {
     "report.md", "manifest.json", "components.md", "components.tex", "components.html", "components.csv",
@@ -61,8 +65,33 @@ def test_the_page_says_what_was_run_and_what_failed(page: str) -> None:
     assert "loss is not finite at step 120" in page
     assert "protocol `aaaaaaaaaaaa`" in page
     assert "one learning rate (0.001); it was not tuned" in page
-    assert "(1000 images) get 1.50" in page
+    assert "its floor, 1000 held-out real images in place of drawn ones, is 1.50" in page
     assert "all of them start from one pre-trained network" in page
+
+
+def page_of(records: list[RunRecord], folder: Path) -> str:
+    return write_report("rates", runs_frame(records), folder)[0].read_text(encoding="utf-8")
+
+
+def test_the_page_says_how_learning_rates_were_chosen(make_record: Maker, tmp_path: Path) -> None:
+    slow, fast, other = (
+        make_record(name, 2, 0, lr=lr) for name, lr in (("minmax", 1e-3), ("minmax", 2e-3), ("lsq", 2e-3))
+    )
+    slow = slow.updated(metrics={**slow.metrics, "validation_loss": 0.01})
+    text = page_of([slow, fast, other], tmp_path)
+    assert "Learning rates 0.001, 0.002 were tried; a row shows the one with its lowest mean loss on validation" in text
+    assert "(minmax W1.58A2: 0.001, lsq W1.58A2: 0.002)" in text
+    text = page_of([slow, other], tmp_path)
+    assert "one learning rate, not all with the same; none was tuned (minmax W1.58A2: 0.001, lsq" in text
+
+
+def test_figures_show_the_tables_runs(make_record: Maker, tokens_file: Path, tmp_path: Path) -> None:
+    """The tokens of the rate that lost, which would come first, are gone."""
+    kept, lost = (make_record("baseline", 2, 0, lr=lr) for lr in (2e-3, 1e-3))
+    kept = kept.updated(metrics={**kept.metrics, "validation_loss": 0.01}, artifacts={"tokens.npz": str(tokens_file)})
+    lost = lost.updated(artifacts={"tokens.npz": str(tmp_path / "gone.npz")})
+    page_of([kept, lost], tmp_path)
+    assert (tmp_path / "distributions.csv").is_file()
 
 
 def test_the_manifest_names_every_run_once(report: list[Path], runs: pd.DataFrame) -> None:

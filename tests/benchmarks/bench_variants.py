@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
 from robuq.config import DiffusionConfig, ModelConfig, model_preset, resolve_specs
 from robuq.diffusion import NoiseSchedule, noise_prediction_loss
 from robuq.models import build_dit

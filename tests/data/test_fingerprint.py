@@ -29,7 +29,9 @@ def test_digits_have_a_stable_fingerprint():
     int(data_fingerprint(DataConfig()), 16)
 
 
-@pytest.mark.parametrize("change", [{"held_out": 0.3}, {"split_seed": 1}, {"limit": 100}, {"image_size": 4}])
+@pytest.mark.parametrize(
+    "change", [{"held_out": 0.3}, {"validation": 0.2}, {"split_seed": 1}, {"limit": 100}, {"image_size": 4}]
+)
 def test_settings_count(change):
     assert data_fingerprint(DataConfig(**change)) != data_fingerprint(DataConfig())
 
@@ -70,6 +72,7 @@ def test_fashion_mnist_ignores_the_fraction_it_does_not_use(tmp_path):
     config = DataConfig(name="fashion_mnist", path=str(tmp_path), image_size=28)
     assert data_fingerprint(config) == data_fingerprint(config.updated(held_out=0.5))
     assert data_fingerprint(config) != data_fingerprint(config.updated(image_size=14))
+    assert data_fingerprint(config) != data_fingerprint(config.updated(validation=0.2))
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "image_folder", "latents"])

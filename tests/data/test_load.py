@@ -10,10 +10,15 @@ from sklearn.datasets import load_digits
 
 from robuq.config import ConfigError, DataConfig, ModelConfig
 from robuq.data.files import FASHION_FILES, FASHION_FOLDER
-from robuq.data.load import check_model_fits, load_data
+from robuq.data.load import ImageData, check_model_fits, load_data
 from robuq.data.pictures import centre_crop
 
+PARTS = ("train", "validation", "held_out")
 needs_fashion = pytest.mark.skipif(not FASHION_FOLDER.is_dir(), reason="package dataset-fashion-mnist is missing")
+
+
+def all_images(data: ImageData) -> torch.Tensor:
+    return torch.cat([getattr(data, f"{part}_images") for part in PARTS])
 
 
 def write_fashion(folder: Path, train: int = 40, test: int = 20) -> None:
@@ -46,7 +51,7 @@ def test_digits_are_scikit_learns_in_range():
     data = load_data(DataConfig())
     assert data.image_shape == (1, 8, 8)
     assert data.classes == tuple("0123456789")
-    images = torch.cat([data.train_images, data.held_out_images])
+    images = all_images(data)
     assert images.dtype == torch.float32
     assert (images.min(), images.max()) == (-1, 1)
     ours = sorted(map(tuple, ((images + 1) * 8).flatten(1).tolist()))
@@ -58,14 +63,23 @@ def test_digits_keep_their_labels():
     label_of = {tuple(image): label for image, label in zip(digits.data.tolist(), digits.target, strict=True)}
     data = load_data(DataConfig(limit=200))
     assert len(data.train_images) == len(data.train_labels) == 200
-    pixels = ((data.train_images + 1) * 8).flatten(1).tolist()
-    assert [label_of[tuple(image)] for image in pixels] == data.train_labels.tolist()
+    for part in PARTS:
+        pixels = ((getattr(data, f"{part}_images") + 1) * 8).flatten(1).tolist()
+        assert [label_of[tuple(image)] for image in pixels] == getattr(data, f"{part}_labels").tolist()
 
 
-def test_held_out_digits_are_a_quarter_of_each_class():
+def test_held_out_digits_are_a_quarter_of_each_class_and_validation_a_tenth_of_the_rest():
     data = load_data(DataConfig())
-    total = torch.cat([data.train_labels, data.held_out_labels]).bincount()
+    rest = torch.cat([data.train_labels, data.validation_labels]).bincount()
+    total = rest + data.held_out_labels.bincount()
     assert (data.held_out_labels.bincount() - total * 0.25).abs().max() <= 0.5
+    assert (data.validation_labels.bincount() - rest * 0.1).abs().max() <= 0.5
+
+
+def test_without_validation_there_are_no_such_images():
+    data = load_data(DataConfig(validation=0))
+    assert data.validation_images.shape == (0, 1, 8, 8)
+    assert (len(data.validation_labels), len(data.train_images)) == (0, 1347)
 
 
 def test_smaller_digits_average_areas():
@@ -81,7 +95,7 @@ def test_smaller_digits_average_areas():
 
 @needs_fashion
 def test_fashion_mnist_is_whole():
-    data = load_data(DataConfig(name="fashion_mnist", image_size=28))
+    data = load_data(DataConfig(name="fashion_mnist", image_size=28, validation=0))
     assert data.train_labels.bincount().tolist() == [6000] * 10
     assert data.held_out_labels.bincount().tolist() == [1000] * 10
     assert data.image_shape == (1, 28, 28)
@@ -97,7 +111,11 @@ def test_fashion_files_of_ones_own(tmp_path, size):
     assert data.train_images.shape == (30, 1, size, size)
     assert data.held_out_images.shape == (20, 1, size, size)
     assert data.train_labels.bincount().tolist() == [3] * 10
+    assert data.validation_labels.bincount().tolist() == [1] * 10  # .4 of each class's four would be none
     assert data.held_out_labels.tolist() == [*range(10)] * 2
+    whole = load_data(DataConfig(name="fashion_mnist", path=str(tmp_path), image_size=size, validation=0))
+    ours, theirs = (set(map(bytes, images.numpy())) for images in (all_images(data), all_images(whole)))
+    assert ours == theirs
 
 
 def test_missing_fashion_files_name_the_package(tmp_path):
@@ -121,7 +139,8 @@ def test_folders_of_any_mode(tmp_path, mode, channels):
     write_pictures(tmp_path, mode)
     data = load_data(folder_config(tmp_path))
     assert data.classes == ("cat", "dog")
-    assert data.train_images.shape == (6, channels, 8, 8)
+    assert data.train_images.shape == (4, channels, 8, 8)
+    assert data.validation_labels.tolist() == [0, 1]
     assert data.held_out_labels.tolist() == [0, 1]
     assert data.train_images.abs().max() <= 1
 
@@ -191,7 +210,7 @@ def test_latents_are_kept_as_they_are(tmp_path):
     assert data.image_shape == (4, 8, 8)
     assert data.num_classes == 3
     expected = np.random.default_rng(0).normal(size=(12, 4, 8, 8)).astype(np.float32)
-    images = torch.cat([data.train_images, data.held_out_images]).numpy()
+    images = all_images(data).numpy()
     assert sorted(images[:, 0, 0, 0].tolist()) == sorted(expected[:, 0, 0, 0].tolist())
 
 

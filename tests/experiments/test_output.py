@@ -160,3 +160,10 @@ def test_differences_are_bitwise() -> None:
     ]
     assert "training history" in differences(one, one.updated(history=[]))[0]
     assert "stages qat have other keys" in differences(one, one.updated(stages={"qat": "y"}))[0]
+
+
+def test_a_tracking_file_that_was_removed_is_filled_again(output: Output, plan: str) -> None:
+    launched(plan, output, [toy_job(0)], output.tracking_uri())
+    output.tracking_file.unlink()
+    launched(plan, output, [toy_job(0)], output.tracking_uri())
+    assert [run.key for run in read_runs(output.tracking_uri(), plan)] == [toy_job(0).run.key()]

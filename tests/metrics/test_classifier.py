@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -91,6 +93,16 @@ def test_the_reference_is_limited_and_keeps_labels_with_images(digits):
     assert torch.equal(digits.train_labels[found], labels)
     everything, _ = reference_images(digits, FeatureConfig())
     assert torch.equal(everything, digits.train_images)
+
+
+def test_validation_and_held_out_images_are_not_looked_at(digits):
+    """The same classifier and reference whatever they are."""
+    nothing = {
+        name: torch.full_like(getattr(digits, name), torch.nan) for name in ("validation_images", "held_out_images")
+    }
+    blind = replace(digits, **nothing)
+    assert same(train_classifier(digits, SMALL), train_classifier(blind, SMALL))
+    assert torch.equal(reference_images(digits, SMALL)[0], reference_images(blind, SMALL)[0])
 
 
 def test_saved_classifiers_are_bit_equal(tmp_path, digits):

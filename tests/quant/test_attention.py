@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from robuq.config import ActQuant, QuantSpec
 from robuq.quant.attention import QuantizedAttention
-from torch import nn
 
 
 def attention(bits: int | None, heads: int = 3, head_dim: int = 5) -> QuantizedAttention:

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
+
 from robuq.config import ActQuant, LowRank, QuantSpec, Transform, WeightQuant
 from robuq.quant.linear import QuantizedLinear
 from robuq.variants import VARIANTS, variant
-from torch import nn
 
 TERNARY = WeightQuant()
 ROTATION = Transform(kind="random_hadamard")

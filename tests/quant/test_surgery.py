@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from robuq.config import (
     ROLES,
     ConfigError,

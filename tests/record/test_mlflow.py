@@ -14,12 +14,13 @@ from PIL import Image
 
 from robuq.config import RunConfig, TrainConfig
 from robuq.record import mlflow as tracking
+from robuq.record.layout import metric_name, metric_rows, recorded_name
 from robuq.record.mlflow import (
     MlflowRecorder,
+    TrackingRefused,
     TrackingUnavailable,
     connect,
     fetch_artifact,
-    metric_rows,
     read_history,
     read_record,
     read_runs,
@@ -106,16 +107,40 @@ def test_the_light_record_agrees_with_the_whole_one(uri: str, recorder: MlflowRe
 def test_what_the_user_interface_shows(uri: str, recorder: MlflowRecorder, make: Plan) -> None:
     run_id = recorder.record(make(seed=3))
     run = connect(uri).get_run(run_id)
-    assert run.info.run_name == "robuq_uniform W1.58A2 seed 3"
+    assert run.info.run_name == "robuq_uniform/W1.58A2/3"
     assert run.info.status == "FINISHED"
     assert (run.info.start_time, run.info.end_time) == (1_700_000_000_250, 1_700_000_060_500)
     assert len(run.data.params) <= 15
     assert run.data.params["label"] == "W1.58A2"
     assert run.data.tags["mlflow.source.git.commit"] == "c" * 40
     assert "W1.58A2 on digits" in run.data.tags["mlflow.note.content"]
-    assert run.data.metrics["held_out_loss"] == 0.1 + 0.2
+    assert f"robuq reproduce {make(seed=3).key}" in run.data.tags["mlflow.note.content"]
+    assert all(run.data.tags.values())  # no empty ones
+    assert "train/loss" in run.data.metrics
     assert points_of(uri, run_id, "train/loss") == [(i, 1 / i) for i in range(1, 6)]
-    assert points_of(uri, run_id, "held_out_loss") == [(5, 0.1 + 0.2)]
+    assert points_of(uri, run_id, "evaluate/held_out_loss") == [(0, 0.1 + 0.2)]
+    experiment = connect(uri).get_experiment(run.info.experiment_id)
+    assert f"plan `{make().plan}`" in experiment.tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("held_out_loss", "evaluate/held_out_loss"),
+        ("held_out_loss_bin_3", "timesteps/held_out_loss_bin_3"),
+        ("average_bits_macs", "model_cost/average_bits_macs"),
+        ("bops", "model_cost/bops"),
+        ("qat.train_loss", "qat/train_loss"),
+        ("qat.of.two.parts", "qat/of.two.parts"),
+    ],
+)
+def test_metrics_are_shown_in_groups_and_read_back_under_their_own_names(name: str, shown: str) -> None:
+    assert metric_name(name) == shown
+    assert recorded_name(shown) == name
+
+
+def test_a_metric_added_by_hand_keeps_its_name() -> None:
+    assert recorded_name("votes") == "votes"
 
 
 def test_the_same_record_twice_changes_nothing(uri: str, recorder: MlflowRecorder, make: Plan) -> None:
@@ -134,9 +159,10 @@ def test_a_failed_run_that_finishes_later_is_continued(uri: str, recorder: Mlflo
     assert recorder.record(make()) == run_id
     run = connect(uri).get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["held_out_loss"] == 0.1 + 0.2
+    assert run.data.metrics["evaluate/held_out_loss"] == 0.1 + 0.2
     assert points_of(uri, run_id, "train/loss") == [(i, 1 / i) for i in range(1, 6)]
     assert read_runs(uri, failed.plan)[0].failure is None
+    assert "robuq.failure" not in run.data.tags
 
 
 def test_a_record_that_was_cut_off_is_completed(
@@ -201,7 +227,7 @@ def test_artefacts(uri: str, recorder: MlflowRecorder, make: Plan, tmp_path: Pat
     }  # fmt: skip
     assert RunConfig.parse(json.loads(files["config.json"].read_text())).key() == record.key
     bits = json.loads(files["bits.json"].read_text())
-    assert bits["transformer_blocks.0.ff.net.2"] == {"act_bits": 2, "rank": 16, "weight_bits": math.log2(3)}
+    assert bits["transformer_blocks.0.ff.net.2"] == {"act_bits": 2, "rank": 4, "weight_bits": math.log2(3)}
     assert bits["transformer_blocks.3.attn1"] == {"act_bits": 8, "rank": 0, "weight_bits": None}
     assert read_history(uri, light.artifacts["history.jsonl"]) == record.history
     assert read_history(uri, light.artifacts["layers.jsonl"]) == record.layers
@@ -211,7 +237,7 @@ def test_artefacts(uri: str, recorder: MlflowRecorder, make: Plan, tmp_path: Pat
 
 
 def test_an_artefact_that_is_gone_says_so(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^artefact .* is gone: launch the plan again"):
+    with pytest.raises(FileNotFoundError, match=r"^artefact .* is gone: restore it, or send"):
         fetch_artifact(uri, (tmp_path / "samples.npz").as_uri())
 
 
@@ -260,6 +286,26 @@ def test_a_store_that_cannot_be_made_is_away_too(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrackingUnavailable):
         MlflowRecorder(sqlite_uri(tmp_path / "file" / "mlflow.db"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (f"foo://user:{SECRET}@host/x", r"foo://\*\*\*@host/x refused the request: INVALID_PARAMETER_VALUE"),
+        (f"mysql://user:{SECRET}@host/x", r"mysql://\*\*\*@host/x needs the package MySQLdb: install it"),
+    ],
+)
+def test_what_no_later_attempt_would_cure_is_refused_in_one_line(uri: str, message: str) -> None:
+    for attempt in (lambda: MlflowRecorder(uri), lambda: read_runs(uri, "plan")):
+        with pytest.raises(TrackingRefused, match=f"^{message}$") as caught:
+            attempt()
+        assert SECRET not in "".join(map(str, (caught.value, caught.value.__cause__)))
+
+
+def test_a_record_that_the_server_refuses(recorder: MlflowRecorder, make: Plan) -> None:
+    """MLflow takes no experiment without a name."""
+    with pytest.raises(TrackingRefused, match="refused the request: INVALID_PARAMETER_VALUE"):
+        recorder.record(make(plan=""))
 
 
 def test_secrets_reach_no_tag(recorder: MlflowRecorder, make: Plan) -> None:
