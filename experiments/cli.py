@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
     help="""RobuQ: quantized Diffusion Transformers, trained, compared and recorded.
 
     \b
@@ -63,7 +64,8 @@ Workers = Annotated[int, typer.Option(min=1, help="Runs at the same time, one th
 def main() -> None:
     """Mistakes of the user end in one line and exit code 2; other exceptions are bugs and keep their traceback."""
     try:
-        code = app(standalone_mode=False, prog_name="robuq")
+        _quieten_libraries()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False, prog_name="robuq")
     except ConfigError as error:
         code = _complain(str(error))
     except typer.TyperException as error:
@@ -76,9 +78,14 @@ def main() -> None:
 
 
 def _complain(message: str) -> int:
-    if message:  # empty where help was shown instead
-        print(f"robuq: {' '.join(message.split())}", file=sys.stderr)
+    print(f"robuq: {' '.join(message.split())}", file=sys.stderr)
     return USAGE
+
+
+def _quieten_libraries() -> None:
+    """diffusers imports torchao if it is there, and both then say at length what of it they cannot use."""
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 # --- plans ----------------------------------------------------------------------------------------------------
@@ -126,16 +133,20 @@ def sweep(
 
     Exit code 0: every run finished; 1: some failed, and are listed with their reasons.
     """
+    from experiments.executors import check_device
     from experiments.launch import missing
 
     plan, jobs, folder = _loaded(file, settings, output)
     with folder.sweeping():
-        kind: Kind = executor if missing(jobs, folder.store) else "local"  # no cluster for nothing
+        left = missing(jobs, folder.store)
+        if left and address is None:
+            check_device(device)
+        kind: Kind = executor if left else "local"  # no cluster for nothing
         pool = _executor(kind, folder, device, workers, address, cpus_per_run, gpus_per_run)
         ends = _launched(plan.name, jobs, folder, pool, workers, tracking_uri)
     if any(end.failure for end in ends):
         raise typer.Exit(FAILED)
-    print(f"next: robuq report {file} --output {output}")
+    print(f"next: {_report_command(file, output, settings, tracking_uri)}")
 
 
 @app.command()
@@ -201,13 +212,14 @@ def train(
     robuq train baseline --preset nano --set train.steps=20
     robuq train robuq_uniform --set block_linears.act.grid=as_coded
     """
-    from experiments.executors import LocalExecutor
+    from experiments.executors import LocalExecutor, check_device
     from experiments.launch import jobs_of
     from experiments.output import Output
     from experiments.overrides import parse_settings
     from experiments.plan import SINGLE, single_run
 
     run, folder = single_run(variant, act_bits, preset, seed, parse_settings(settings or [])), Output(output)
+    check_device(device)
     with folder.sweeping():
         (end,) = _launched(SINGLE, jobs_of([run]), folder, LocalExecutor(folder.store.root, device), 1, tracking_uri)
     if end.failure:
@@ -299,6 +311,14 @@ def _loaded(file: str, settings: list[str] | None, output: Path) -> tuple[Plan, 
 
     plan = load_plan(file, settings or [])
     return plan, jobs_of(plan.runs), Output(output)
+
+
+def _report_command(file: str, output: Path, settings: list[str] | None, tracking_uri: str | None) -> str:
+    """Of the same runs. A tracking URI may hold a password, and is not repeated."""
+    words = ["robuq", "report", file, "--output", str(output)]
+    for setting in settings or []:
+        words += ["--set", setting]
+    return shlex.join(words) + (" --tracking-uri URI" if tracking_uri else "")
 
 
 def _executor(

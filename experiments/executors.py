@@ -68,6 +68,21 @@ def run_stage(stage: Stage, root: Path, device: str) -> Mapping[str, Any]:
     return result
 
 
+def check_device(device: str) -> None:
+    """Raises ConfigError: PyTorch sees no such device on this machine. Every machine has a CPU."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in device and not index.isdecimal()):
+        raise ConfigError(f"unknown device {device!r}: cpu, cuda, or a certain GPU such as cuda:1")
+    if kind == "cuda":
+        import torch  # takes seconds
+
+        count = torch.cuda.device_count()
+        if int(index or 0) >= count:
+            raise ConfigError(
+                f"no device {device!r}: PyTorch sees {count} GPUs on this machine; --device cpu needs none"
+            )
+
+
 def _warm_up(function: StageFunction) -> None:
     """Import what the first stage would otherwise wait for."""
     if function is run_stage:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.executors import Executor, LocalExecutor
+from experiments.executors import Executor, LocalExecutor, check_device
 from experiments.launch import Job, Sweep, jobs_of, launch
 from experiments.output import Output
 from experiments.overrides import apply_override
@@ -54,6 +54,8 @@ def finish(run: RunConfig, store: StageStore, executor: Executor, console: Conso
 def evaluated(record: RunRecord, overrides: Mapping[str, Any], output: Output, device: str, console: Console) -> Any:
     """{metric: value} of the run, possibly under another protocol; training is not repeated."""
     run = run_of(record, overrides)
+    check_device(device)
+    output.ensure_writable()
     job = finish(run, output.store, LocalExecutor(output.store.root, device), console)
     return collect_run(record.plan, run, job.stages, job.data, output.store).metrics
 
@@ -61,7 +63,8 @@ def evaluated(record: RunRecord, overrides: Mapping[str, Any], output: Output, d
 def reproduced(record: RunRecord, output: Output, device: str, console: Console) -> RunRecord:
     """The run once more, every stage from nothing, in a folder of its own that is deleted afterwards."""
     run = run_of(record)
-    output.folder.mkdir(parents=True, exist_ok=True)
+    check_device(device)
+    output.ensure_writable()
     with tempfile.TemporaryDirectory(prefix="reproduce-", dir=output.folder) as folder:
         store = StageStore(Path(folder))
         job = finish(run, store, LocalExecutor(store.root, device), console)
@@ -95,7 +98,7 @@ def drawn(record: RunRecord, output: Output, config: SampleConfig, device: str) 
     """Images (N, C, H, W) in [-1, 1] from the run's trained network, classes in turn.
 
     Raises:
-        ConfigError: the network is not in this output folder.
+        ConfigError: the network is not in this output folder, or images cannot be drawn like this.
     """
     from robuq.evaluate import balanced_labels
     from robuq.models.dit import load_dit
@@ -103,6 +106,11 @@ def drawn(record: RunRecord, output: Output, config: SampleConfig, device: str) 
     from robuq.quant.storage import load_quantized
 
     run = run_of(record)
+    check_device(device)
+    try:
+        config.check_fits(run.diffusion.num_timesteps, run.model.in_channels)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     folder = output.store.folder(f"qat/{record.stages.get('qat', 'unknown')}") / MODEL
     if not folder.is_dir():
         raise ConfigError(f"the trained network of run {record.key} is not in {output.folder}: sweep or train again")
@@ -121,7 +129,7 @@ def write_png(images: Tensor, file: Path, columns: int) -> None:
     """A grid of images, row by row.
 
     Raises:
-        ConfigError: these are no pictures.
+        ConfigError: these are no pictures, or the file cannot be written.
     """
     from PIL import Image
 
@@ -132,5 +140,8 @@ def write_png(images: Tensor, file: Path, columns: int) -> None:
         raise ConfigError(f"images with {images.shape[1]} channels are latents, not pictures: decode them first")
     zoom = max(1, round(GRID_PIXELS / images.shape[2]))
     grid = tile_images(to_uint8(images), columns).repeat(zoom, axis=0).repeat(zoom, axis=1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(file, format="PNG")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(file, format="PNG")
+    except OSError as error:
+        raise ConfigError(f"cannot write {file} ({error.strerror}): choose another --file") from None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,14 +46,26 @@ class Output:
     def report_folder(self, plan: str) -> Path:
         return self.folder / "reports" / plan
 
+    def ensure_writable(self) -> None:
+        """Make the folder if it is missing.
+
+        Raises:
+            ConfigError: nothing can be written to it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.folder} ({error.strerror}): choose another --output") from None
+
     @contextmanager
     def sweeping(self) -> Iterator[None]:
         """One driver at a time writes records.
 
         Raises:
-            ConfigError: another command holds the folder.
+            ConfigError: another command holds the folder, or nothing can be written to it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ensure_writable()
         with (self.folder / "sweep.lock").open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -143,7 +143,10 @@ def single_run(name: str, act_bits: int, preset_name: str, seed: int, forced: Ma
         "base": {"variant": name, "act_bits": act_bits},
         "seeds": [seed],
     }
-    return build_plan(content, forced).runs[0]
+    runs = build_plan(content, forced).runs
+    if len(runs) > 1:
+        raise ConfigError(f"these settings make {len(runs)} runs, not one: give one value each, or write a plan")
+    return runs[0]
 
 
 def _with_forced(content: Mapping[str, Any], forced: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -245,13 +248,13 @@ def _pretrain_seed(plan: PlanFile, seed: int) -> int:
 
 
 def _distinct(runs: list[RunConfig]) -> tuple[RunConfig, ...]:
-    """Points that differ in their name alone are one run; two runs never share name, label and seed."""
+    """Points that differ in their name alone are one run; two runs never share name, label, seed and learning rate."""
     if not runs:
         raise ConfigError("the plan has no runs: exclude leaves none")
     by_key: dict[str, RunConfig] = {}
     for run in runs:
         by_key.setdefault(run.key(), run)
-    names = Counter(f"{run.variant} {run.label} seed {run.seed}" for run in by_key.values())
+    names = Counter(f"{run.variant} {run.label} seed {run.seed} lr {run.train.lr:g}" for run in by_key.values())
     name, count = names.most_common(1)[0]
     if count > 1:
         raise ConfigError(f"{count} different runs are called {name!r}: give each a name of its own")

@@ -18,6 +18,7 @@ from robuq.config import Config, ConfigError
 
 MAX_POINTS = 10_000
 MACROS = ("variant", "act_bits", "name")  # the rest are overrides
+TUNED = "train.lr"  # points that differ in it alone are one row, whose rate the validation loss chooses
 
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
@@ -53,8 +54,8 @@ class Point:
     ablation_name: str = ""
 
     def display_name(self, variant: str) -> str:
-        """`robuq_uniform[block_linears.act.grid=as_coded]`, or the name given for it."""
-        hidden = {*MACROS, *(self.covered if "name" in self.settings else ())}
+        """`robuq_uniform[block_linears.act.grid=as_coded]`, or the name given for it; learning rates do not show."""
+        hidden = {*MACROS, TUNED, *(self.covered if "name" in self.settings else ())}
         extras = [f"{key}={_short(value)}" for key, value in self.settings.items() if key not in hidden]
         extras += [self.ablation_name] if self.ablation_name else []
         name = str(self.settings.get("name", variant))

@@ -19,9 +19,12 @@ def write_plan_report(plan: Plan, output: Output, tracking_uri: str) -> list[Pat
         ConfigError: nothing of the plan was recorded, what was cannot share a table, an artefact is gone, or the
             tracking server cannot be used.
     """
+    if tracking_uri == output.tracking_uri() and not output.tracking_file.exists():  # reading would make it
+        raise ConfigError(f"nothing is recorded in {output.folder} yet: robuq sweep {plan.name}")
     try:
         runs = load_runs(tracking_uri, plan.name)
         runs = runs[runs["key"].isin([run.key() for run in plan.runs])].reset_index(drop=True)
+        output.ensure_writable()
         if runs.empty:
             raise ConfigError(f"none of the plan's {len(plan.runs)} runs is recorded: robuq sweep {plan.name}")
         return write_report(

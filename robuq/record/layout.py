@@ -81,8 +81,9 @@ def plan_note(plan: str) -> str:
 
 def note(record: RunRecord) -> str:
     """The run's description, Markdown."""
-    seeds = f"seed {record.seed}, pre-training seed {record.pretrain_seed}"
-    what = f"**{record.variant}** {record.label} on {record.dataset}, {seeds}. Protocol `{record.protocol}`."
+    rate = record.config.get("train", {}).get("lr")
+    settings = f"seed {record.seed}, pre-training seed {record.pretrain_seed}, learning rate {rate}"
+    what = f"**{record.variant}** {record.label} on {record.dataset}, {settings}. Protocol `{record.protocol}`."
     if record.failure:
         return f"{what}\n\nFailed: {record.failure[:TEXT_LIMIT]}"
     return f"{what}\n\nThe same again: `robuq reproduce {record.key}`"

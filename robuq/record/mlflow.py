@@ -43,7 +43,7 @@ class TrackingUnavailable(RuntimeError):
     """The tracking server cannot be used now. The record is not lost: keep it and send it again later."""
 
     def __init__(self, tracking_uri: str, reason: str) -> None:
-        super().__init__(f"tracking server {redacted(tracking_uri)} is not available ({reason}): send the record again")
+        super().__init__(f"tracking server {redacted(tracking_uri)} is not available ({reason})")
 
 
 class TrackingRefused(ValueError):
@@ -178,8 +178,9 @@ def read_runs(tracking_uri: str, experiment: str) -> list[RunRecord]:
         client = connect(tracking_uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            known = ", ".join(sorted(e.name for e in client.search_experiments(max_results=100)))
-            raise ValueError(f"no experiment {experiment!r} on {redacted(tracking_uri)}: there are {known}")
+            names = sorted({e.name for e in client.search_experiments(max_results=100)} - {"Default"})  # MLflow's own
+            known = f"there are {', '.join(names)}" if names else "it has none yet"
+            raise ValueError(f"no experiment {experiment!r} on {redacted(tracking_uri)}: {known}")
         return [_light_record(run) for run in _search(client, found.experiment_id) if "robuq.identity" in run.data.tags]
 
 

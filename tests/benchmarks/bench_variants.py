@@ -16,20 +16,38 @@ from pathlib import Path
 
 import torch
 
-from robuq.config import DiffusionConfig, ModelConfig, model_preset, resolve_specs
+from robuq.config import DiffusionConfig, ModelConfig, PrecisionMap, model_preset, resolve_specs
 from robuq.diffusion import NoiseSchedule, noise_prediction_loss
 from robuq.models import build_dit
 from robuq.quant.surgery import needs_calibration, quantize_, quantized_linears
 from robuq.variants import variant
 
-NAMES = ["full_precision", "ternary_only", "minmax", "baseline", "robuq_uniform", "bitnet_v2", "quest", "lsq"]
+NAMES = [
+    "full_precision",
+    "ternary_only",
+    "minmax",
+    "minmax_rotation",
+    "baseline",
+    "robuq_uniform",
+    "robuq_uniform, block linears only",
+    "bitnet_v2",
+    "quest",
+    "lsq",
+]
 CASES = {"digits": 64, "fashion": 32}  # preset: batch size
+
+
+def precision_map(name: str, bits: int) -> PrecisionMap:
+    """A variant; with `block linears only`, attention's products and adaLN stay in full precision."""
+    variant_name, _, rest = name.partition(", ")
+    precision = variant(variant_name, bits)
+    return precision.updated(attention=None, adaln=None) if rest else precision
 
 
 def training_step(config: ModelConfig, name: str, bits: int, batch_size: int) -> Callable[[], None]:
     """A function that makes one optimizer update of a freshly built variant."""
     model = build_dit(config, seed=0)
-    quantize_(model, resolve_specs(variant(name, bits), config.num_layers), seed=0)
+    quantize_(model, resolve_specs(precision_map(name, bits), config.num_layers), seed=0)
     if needs_calibration(model):
         for layer in quantized_linears(model).values():
             if layer.act_quantizer is not None:
