@@ -111,12 +111,12 @@ class WeightQuant(Config):
 class LowRank(Config):
     """A full-precision branch A B beside the quantized weight, from the SVD of the rotated weight.
 
-    Paper: r = 16 at width 1152. We: r = 16, and at most `max_share` of the weight's shorter side, because 16 of a
-    small network's 64 dimensions would be a quarter of the layer left in full precision.
+    Paper: r = 16 at width 1152, a share of 1/72. We: r = 16, and at most `max_share` of the weight's shorter side,
+    because 16 of a small network's 64 dimensions would leave a quarter of the layer in full precision.
     """
 
     rank: Annotated[int, Field(ge=1)] = 16
-    max_share: Annotated[float, Field(gt=0, le=1)] = 1 / 16
+    max_share: Annotated[float, Field(gt=0, le=1)] = 1 / 64
 
     def rank_of(self, out_features: int, in_features: int) -> int:
         """The rank in a layer with weight (O, I), at least 1."""

@@ -126,6 +126,8 @@ def hadamard_transform(x: Tensor, transpose: bool = False) -> Tensor:
 
 
 def _signed_transform(x: Tensor, signs: Tensor | None, transpose: bool = False) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _transform(x, transpose, signs)
     transformed: Tensor = _HadamardTransform.apply(x, signs, transpose)  # type: ignore[no-untyped-call]
     return transformed
 

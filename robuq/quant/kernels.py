@@ -76,7 +76,7 @@ def _extremes(bits: Rows, below_sign: int, to_sign: int, found: Rows) -> None:
 
 @loop
 def gaussian_rows(x: Rows, out: Rows, factor: float, low: float, high: float, mid: float, centered: bool) -> None:
-    """x (M, D) -> out (M, C), C >= D, in its first D columns. All numbers are of x's type.
+    """x (M, D) -> out (M, D). All numbers are of x's type.
 
     scale = factor mean|x - mu|; out = (clip(round(v), low, high) + mid) scale + mu with v = (x - mu) / scale - mid:
     mid = 0.5 is the mid-rise grid, 0 the mid-tread grid.
@@ -108,7 +108,7 @@ def gaussian_rows(x: Rows, out: Rows, factor: float, low: float, high: float, mi
 
 @loop
 def minmax_rows(x: Rows, bounds: Rows, out: Rows, steps: float, epsilon: float) -> None:
-    """x (M, D), its extremes (M, 2) -> out (M, C), C >= D, in its first D columns. steps = 2^b - 1, of x's type.
+    """x (M, D), its extremes (M, 2) -> out (M, D). steps = 2^b - 1, of x's type.
 
     scale = (max - min) / steps; lowest level z = round(min / scale); out = clip(round(x / scale), z, z + steps) scale.
     """
@@ -131,7 +131,7 @@ def minmax_rows(x: Rows, bounds: Rows, out: Rows, steps: float, epsilon: float) 
 
 @loop
 def absmax_rows(x: Rows, largest: Rows, out: Rows, highest: float) -> None:
-    """x (M, D), its magnitudes (M,) -> out (M, C), C >= D, in its first D columns.
+    """x (M, D), its magnitudes (M,) -> out (M, D).
 
     out = round(x / scale) scale, scale = max|x| / highest, so that nothing is clipped.
     """
@@ -148,7 +148,7 @@ def absmax_rows(x: Rows, largest: Rows, out: Rows, highest: float) -> None:
 
 @loop
 def ternary_rows(w: Rows, out: Rows, threshold: float) -> None:
-    """w (O, I) -> out (O, C), C >= I, in its first I columns: alpha sign(w) where |w| >= threshold mean|w|."""
+    """w (O, I) -> out (O, I): alpha sign(w) where |w| >= threshold mean|w|."""
     real = w.dtype.type
     width = w.shape[1]
     mean = real(1) / real(width)
@@ -169,3 +169,40 @@ def ternary_rows(w: Rows, out: Rows, threshold: float) -> None:
         for j in range(width):
             value = alpha if row[j] > real(0) else -alpha
             to[j] = value if abs(row[j]) >= tau else real(0)
+
+
+# --- low-rank branch ------------------------------------------------------------------------------------------
+# A matrix product with a handful of columns costs a library several times what its arithmetic does.
+
+
+@loop
+def branch_input(x: Rows, right: Rows, inner: Rows) -> None:
+    """inner (M, r) = x (M, I) right^T, right (r, I)."""
+    for i in range(x.shape[0]):
+        row = x[i]
+        for k in range(right.shape[0]):
+            factor = right[k]
+            total = x.dtype.type(0)
+            for j in range(row.shape[0]):
+                total += row[j] * factor[j]
+            inner[i, k] = total
+
+
+@loop
+def branch_gradients(dy: Rows, x: Rows, inner: Rows, left: Rows, d_left: Rows, d_right: Rows) -> None:
+    """Adds to d_left (r, O) += inner^T dy and to d_right (r, I) += (dy left^T)^T x, in one pass over the rows.
+
+    dy (M, O), x (M, I), inner (M, r), left (r, O): the left factor and its gradient are transposed.
+    """
+    for i in range(dy.shape[0]):
+        gradient, row = dy[i], x[i]
+        for k in range(left.shape[0]):
+            factor, to_left, to_right = left[k], d_left[k], d_right[k]
+            share = inner[i, k]
+            total = dy.dtype.type(0)
+            for j in range(gradient.shape[0]):
+                total += gradient[j] * factor[j]
+            for j in range(gradient.shape[0]):
+                to_left[j] += share * gradient[j]
+            for j in range(row.shape[0]):
+                to_right[j] += total * row[j]

@@ -20,7 +20,13 @@ from robuq.config import QuantSpec, WeightQuant
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.hadamard import Rotation
 from robuq.quant.low_rank import low_rank_factors, zero_factors
-from robuq.quant.straight_through import is_straight_through, quantize_rows, quantize_tokens
+from robuq.quant.straight_through import (
+    branch_gradients,
+    branch_input,
+    is_straight_through,
+    quantize_rows,
+    quantize_tokens,
+)
 from robuq.quant.weight_quantizer import fake_quant_weight
 
 
@@ -98,10 +104,9 @@ class QuantizedLinear(nn.Module):
 class StraightThroughLinear(torch.autograd.Function):
     """(M, I) -> (M, O) with identity backward rules for both quantizers.
 
-    The branch rides along in the product: y = [q | u] [W_q | L]^T with q = Q_a(x R), u = x R R_^T, W_q = Q_w(W - L R_).
-    Backward, with the effective weight E = W_q + L R_:
+    With the effective weight E = Q_w(W - L R_) + L R_, tokens q = Q_a(x R) and branch u = x R R_^T:
         dx = dy (E R^T)          the rotation is undone on the weight, which is smaller than the tokens
-        [dW | dL'] = dy^T [q | u],  dL = dL' - dW R_^T,  dR_ = L^T dy^T (x R) - L^T dW
+        dW = dy^T q,  dL = dy^T u - dW R_^T,  dR_ = (dy L)^T (x R) - L^T dW
     """
 
     @staticmethod
@@ -116,36 +121,34 @@ class StraightThroughLinear(torch.autograd.Function):
         act_quantizer: ActFakeQuantizer | None,
         weight_spec: WeightQuant | None,
     ) -> Tensor:
-        width, rank = weight.shape[1], 0 if left is None else left.shape[1]
         rotated = rotation(x)
-        if act_quantizer is not None:
-            tokens = quantize_tokens(rotated, act_quantizer, rank)
-        else:
-            tokens = rotated if left is None else torch.cat((rotated, rotated.new_empty(len(x), rank)), 1)
+        tokens = rotated if act_quantizer is None else quantize_tokens(rotated, act_quantizer)
+        inner = None
         if left is not None and right is not None:
-            torch.mm(rotated, right.t(), out=tokens[:, width:])
-            weight = quantize_rows(torch.addmm(weight, left, right, alpha=-1), weight_spec, rank)
-            weight[:, width:] = left
-        else:
+            inner = branch_input(rotated, right)
+            weight = torch.addmm(weight, left, right, alpha=-1)
+        if weight_spec is not None:
             weight = quantize_rows(weight, weight_spec)
-        ctx.save_for_backward(x if rank else None, tokens, weight, right)
+        y = tokens @ weight.t() if bias is None else torch.addmm(bias, tokens, weight.t())
+        if inner is not None and left is not None:
+            y.addmm_(inner, left.t())
+        ctx.save_for_backward(None if inner is None else x, tokens, weight, left, right, inner)
         ctx.rotation = rotation
-        return tokens @ weight.t() if bias is None else torch.addmm(bias, tokens, weight.t())
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, tokens, weight, right = ctx.saved_tensors
+        x, tokens, weight, left, right, inner = ctx.saved_tensors
         rotation: Rotation = ctx.rotation
         d_weight = dy.t() @ tokens
         d_left = d_right = None
-        if right is not None:
-            width = right.shape[1]
-            left, weight = weight[:, width:], torch.addmm(weight[:, :width], weight[:, width:], right)
-            d_weight, d_left = d_weight[:, :width].contiguous(), d_weight[:, width:]
+        if left is not None:
+            d_left, d_right = branch_gradients(dy, x, inner, left)
             d_left = torch.addmm(d_left, d_weight, right.t(), alpha=-1)
-            # (x R)^T (dy L), rotated when it has rank rows only
-            d_right = torch.addmm(rotation((dy @ left).t() @ x), left.t(), d_weight, alpha=-1)
+            # (dy L)^T (x R) is rotated when it has rank rows only
+            d_right = torch.addmm(rotation(d_right), left.t(), d_weight, alpha=-1)
+            weight = torch.addmm(weight, left, right)
         dx = dy @ rotation.inverse(weight) if ctx.needs_input_grad[0] else None
         d_bias = dy.sum(0) if ctx.needs_input_grad[2] else None
         return dx, d_weight, d_bias, d_left, d_right, None, None, None

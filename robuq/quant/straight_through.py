@@ -18,6 +18,7 @@ from robuq.quant.grids import gaussian_step
 from robuq.quant.scales import MEAN_ABS_TO_SIGMA
 from robuq.quant.weight_quantizer import quantize_weight
 
+MAX_LOOP_RANK = 8  # above, a matrix product is faster
 GAUSSIAN_GRIDS = ("mid_rise", "mid_tread", "as_coded")
 
 
@@ -37,34 +38,55 @@ def has_loop(spec: ActQuant) -> bool:
     return spec.scale == "minmax" and spec.grid == "mid_tread"
 
 
-def quantize_tokens(x: Tensor, quantizer: ActFakeQuantizer, more: int = 0) -> Tensor:
-    """x (M, D) -> (M, D + more): its quantized values, and columns that the caller fills. No gradient."""
-    out = x.new_empty(x.shape[0], x.shape[1] + more)
-    if has_loop(quantizer.spec) and _is_plain(x):
-        _loop(x.contiguous().numpy(), out.numpy(), quantizer.spec)
-    else:
-        out[:, : x.shape[1]] = quantizer(x)
+def quantize_tokens(x: Tensor, quantizer: ActFakeQuantizer) -> Tensor:
+    """x (M, D) -> (M, D), quantized. No gradient."""
+    if not (has_loop(quantizer.spec) and _is_plain(x)):
+        quantized: Tensor = quantizer(x)
+        return quantized
+    values = x.contiguous()
+    out = torch.empty_like(values)
+    _loop(values.numpy(), out.numpy(), quantizer.spec)
     return out
 
 
-def quantize_rows(w: Tensor, spec: WeightQuant | None, more: int = 0) -> Tensor:
-    """w (O, I) -> (O, I + more): its quantized values, and columns that the caller fills. No gradient."""
-    out = w.new_empty(w.shape[0], w.shape[1] + more)
-    per_row = spec is not None and spec.granularity == "per_channel" and _is_plain(w)
-    if spec is not None and per_row and spec.kind == "ternary_threshold":
-        values = w.contiguous().numpy()
-        kernels.ternary_rows(values, out.numpy(), values.dtype.type(spec.threshold))
-    elif spec is not None and per_row and spec.kind == "absmax" and spec.bits != 1:
-        values = w.contiguous().numpy()
-        highest = values.dtype.type(2 ** ((spec.bits or 0) - 1) - 1)
+def quantize_rows(w: Tensor, spec: WeightQuant) -> Tensor:
+    """w (O, I) -> (O, I), quantized. No gradient."""
+    ternary, integer = spec.kind == "ternary_threshold", spec.kind == "absmax" and spec.bits != 1
+    if not (spec.granularity == "per_channel" and (ternary or integer) and _is_plain(w)):
+        return quantize_weight(w, spec)
+    weight = w.contiguous()
+    out, values = torch.empty_like(weight), weight.numpy()
+    real = values.dtype.type
+    if ternary:
+        kernels.ternary_rows(values, out.numpy(), real(spec.threshold))
+    else:
+        highest = real(2 ** ((spec.bits or 0) - 1) - 1)
         kernels.absmax_rows(values, kernels.magnitudes(values), out.numpy(), highest)
-    else:
-        out[:, : w.shape[1]] = w if spec is None else quantize_weight(w, spec)
     return out
+
+
+def branch_input(x: Tensor, right: Tensor) -> Tensor:
+    """x (M, I), right (r, I) -> x right^T (M, r)."""
+    if not _is_plain(x) or len(right) > MAX_LOOP_RANK:
+        return x @ right.t()
+    inner = x.new_empty(len(x), len(right))
+    kernels.branch_input(x.contiguous().numpy(), right.contiguous().numpy(), inner.numpy())
+    return inner
+
+
+def branch_gradients(dy: Tensor, x: Tensor, inner: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """dy (M, O), x (M, I), inner (M, r), left (O, r) -> dy^T inner (O, r), (dy left)^T x (r, I)."""
+    if not _is_plain(dy) or left.shape[1] > MAX_LOOP_RANK:
+        return dy.t() @ inner, (dy @ left).t() @ x
+    transposed = left.t().contiguous()
+    d_left, d_right = torch.zeros_like(transposed), x.new_zeros(len(transposed), x.shape[1])
+    arrays = (tensor.contiguous().numpy() for tensor in (dy, x, inner))
+    kernels.branch_gradients(*arrays, transposed.numpy(), d_left.numpy(), d_right.numpy())
+    return d_left.t(), d_right
 
 
 def _is_plain(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.shape[-1] > 0
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _loop(x: kernels.Rows, out: kernels.Rows, spec: ActQuant) -> None:

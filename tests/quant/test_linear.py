@@ -88,8 +88,8 @@ def test_the_low_rank_branch_starts_as_the_best_approximation_of_the_rotated_wei
     torch.testing.assert_close(error, singular[3:].square().sum().sqrt(), rtol=1e-6, atol=1e-6)
 
 
-def test_the_rank_is_16_in_wide_layers_a_sixteenth_of_narrow_ones_and_never_zero() -> None:
-    assert [LowRank().rank_of(3 * width, width) for width in (1152, 256, 128, 64, 8)] == [16, 16, 8, 4, 1]
+def test_the_rank_is_16_in_wide_layers_a_64th_of_narrow_ones_and_never_zero() -> None:
+    assert [LowRank().rank_of(3 * width, width) for width in (1152, 1024, 256, 128, 64, 8)] == [16, 16, 4, 2, 1, 1]
 
 
 def test_a_branch_of_full_rank_leaves_nothing_to_quantize() -> None:

@@ -8,7 +8,13 @@ import torch
 from robuq.config import ActQuant, WeightQuant
 from robuq.quant import kernels
 from robuq.quant.fake_quantizer import ActFakeQuantizer
-from robuq.quant.straight_through import has_loop, quantize_rows, quantize_tokens
+from robuq.quant.straight_through import (
+    branch_gradients,
+    branch_input,
+    has_loop,
+    quantize_rows,
+    quantize_tokens,
+)
 from robuq.quant.weight_quantizer import quantize_weight
 
 ACTS = [
@@ -64,12 +70,15 @@ def test_float32_differs_from_the_reference_by_a_level_only_where_a_value_lies_b
     assert wrong.sum() <= 3
 
 
-def test_further_columns_are_left_to_the_caller() -> None:
-    spec = ActQuant(bits=2, scale="gaussian", grid="mid_rise")
-    quantizer = ActFakeQuantizer(spec, 7)
-    out = quantize_tokens(awkward(9, 7), quantizer, more=3)
-    assert out.shape == (9, 10)
-    torch.testing.assert_close(out[:, :7], quantizer(awkward(9, 7)))
+@pytest.mark.parametrize("rank", [1, 3, 9])
+def test_the_low_rank_branch_equals_its_matrix_products(rank: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    dy, x, inner, left, right = (
+        torch.randn(size, generator=generator, dtype=torch.float64)
+        for size in ((50, 7), (50, 33), (50, rank), (7, rank), (rank, 33))
+    )
+    torch.testing.assert_close(branch_input(x, right), x @ right.T)
+    torch.testing.assert_close(branch_gradients(dy, x, inner, left), (dy.T @ inner, (dy @ left).T @ x))
 
 
 @pytest.mark.parametrize("spec", WEIGHTS, ids=lambda s: f"{s.kind}-{s.threshold}-{s.bits}")
@@ -77,7 +86,6 @@ def test_further_columns_are_left_to_the_caller() -> None:
 def test_weights_equal_the_reference(spec: WeightQuant, width: int) -> None:
     w = awkward(9, width)
     torch.testing.assert_close(quantize_rows(w, spec), quantize_weight(w, spec), rtol=1e-9, atol=1e-12)
-    assert torch.equal(quantize_rows(w, None), w)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
