@@ -171,12 +171,17 @@ def report(file: File, output: Folder = RESULTS, settings: Settings = None, trac
     \b
     robuq report smoke
     robuq report digits_components --output results
+
+    The files are kept in the plan's MLflow experiment, too, in its run `report`.
     """
-    from experiments.reporting import write_plan_report
+    from experiments.reporting import attach_plan_report, write_plan_report
 
     plan, _, folder = _loaded(file, settings, output)
-    for written in write_plan_report(plan, folder, tracking_uri or folder.tracking_uri()):
-        print(written)
+    uri = tracking_uri or folder.tracking_uri()
+    files = write_plan_report(plan, folder, uri)
+    print("\n".join(map(str, files)))
+    if problem := attach_plan_report(plan, files, uri):
+        print(problem, file=sys.stderr)
 
 
 @app.command()

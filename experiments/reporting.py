@@ -1,7 +1,8 @@
-"""A plan's report: its runs out of the tracking store, into analysis."""
+"""A plan's report: its runs out of the tracking store, into analysis, and what that writes back into the store."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.load import load_runs
@@ -9,7 +10,7 @@ from analysis.report import write_report
 from experiments.output import Output
 from experiments.plan import Plan
 from robuq.config import ConfigError
-from robuq.record.mlflow import TrackingUnavailable
+from robuq.record.mlflow import MlflowRecorder, TrackingRefused, TrackingUnavailable
 
 
 def write_plan_report(plan: Plan, output: Output, tracking_uri: str) -> list[Path]:
@@ -37,3 +38,13 @@ def write_plan_report(plan: Plan, output: Output, tracking_uri: str) -> list[Pat
         )
     except (ValueError, FileNotFoundError, TrackingUnavailable) as error:
         raise ConfigError(f"{plan.name}: {error}") from None
+
+
+def attach_plan_report(plan: Plan, files: Sequence[Path], tracking_uri: str) -> str | None:
+    """Keep the report beside the plan's runs, too. None, or in one line why the server does not have it: the files
+    on the disk are the report all the same."""
+    try:
+        MlflowRecorder(tracking_uri).attach_report(plan.name, files)
+    except (TrackingUnavailable, TrackingRefused) as error:
+        return f"the report lies on the disk only: {error}; the same command sends it"
+    return None

@@ -224,8 +224,8 @@ def test_scales_of_qkv(weight, scales, stored):
 @pytest.mark.parametrize(
     ("low_rank", "rank"),
     [
-        ({"rank": 3}, 3),
-        ({"rank": 16}, 4),  # at most a sixteenth of the width, 64
+        ({"rank": 3, "max_share": 1 / 16}, 3),
+        ({"rank": 16, "max_share": 1 / 16}, 4),  # of the width, 64
         ({"rank": 100, "max_share": 1.0}, 64),
         ({"rank": 5, "max_share": 0.001}, 1),
     ],

@@ -19,6 +19,7 @@ GROUPS = {
     "timesteps": ("held_out_loss_bin",),
 }
 FAILURE = "robuq.failure"  # tag of failed runs
+REPORT = "report"  # name of the run that holds a plan's report, and of the folder of its artefacts
 TEXT_LIMIT = 1000  # characters of a failure's reason
 SHOWN = {  # settings that become parameters
     "train": ("steps", "lr", "batch_size"),
@@ -75,8 +76,15 @@ def plan_note(plan: str) -> str:
     """The experiment's description, Markdown."""
     return (
         f"One run for each variant and seed of the plan `{plan}`. Rank them by `{EVALUATE}/held_out_loss`, lower is "
-        "better, and compare runs of one `robuq.protocol` only. Tables and figures: `robuq report` and the plan's file."
+        f"better, and compare runs of one `robuq.protocol` only. Tables and figures: the run `{REPORT}`, made "
+        "by `robuq report` and the plan's file."
     )
+
+
+def report_note(plan: str, experiment: str, run_id: str) -> str:
+    """The description of the report's run, Markdown; the link is of the user interface's own pages."""
+    page = f"#/experiments/{experiment}/runs/{run_id}/artifacts/{REPORT}/report.md"
+    return f"Table and figures of the plan `{plan}`: [report.md]({page}). Made again by `robuq report`."
 
 
 def note(record: RunRecord) -> str:

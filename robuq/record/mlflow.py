@@ -2,7 +2,8 @@
 
 One experiment per plan and one run per record key, found again by its tag `robuq.key`. What a table needs lies in
 the run's tags, parameters and final metrics, so that ten thousand runs are read by one search; everything else is
-an artefact. One process, the driver, writes.
+an artefact. The plan's report is a run of its own, found again by its tag `robuq.report`. One process, the driver of a
+sweep, writes records.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from urllib.parse import unquote, urlsplit
 from robuq.record.artifact_files import read_lines, write_artifact_files
 from robuq.record.layout import (
     FAILURE,
+    REPORT,
     config_of,
     metric_rows,
     metrics_of,
     milliseconds,
     params_of,
     plan_note,
+    report_note,
     run_name,
     seconds_of,
     tags_of,
@@ -35,6 +38,7 @@ from robuq.record.run_record import RunRecord
 
 BATCH = 1000  # metrics, parameters and tags in one request: MLflow's limit
 PAGE = 5000  # runs in one search request
+SOURCE = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "robuq"}  # tags of every run
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # error codes that trying again does not cure
 
@@ -89,7 +93,7 @@ class MlflowRecorder:
         with errors_of(self.tracking_uri):
             experiment = self._experiment(record.plan)
             digest = hashlib.sha256(record.to_json().encode()).hexdigest()[:16]
-            run = _find(self._client, experiment, record.key)
+            run = _find(self._client, experiment, "robuq.key", record.key)
             if run is not None and _is_complete(run, record, digest):
                 return str(run.info.run_id)
             points = self._points(run)
@@ -99,6 +103,32 @@ class MlflowRecorder:
             run = run or self._create(experiment, record)
             self._send(run, record, points, digest)
             return str(run.info.run_id)
+
+    def attach_report(self, plan: str, files: Sequence[Path]) -> str:
+        """Keep a plan's report in its experiment, in one run with neither a record nor numbers; its run id.
+
+        A report made again replaces the files of the one before. If it has no longer all of them, its run is
+        deleted, which MLflow can undo, and made anew, because artefacts cannot be taken away.
+
+        Raises:
+            TrackingUnavailable: the server does not answer or fails.
+            TrackingRefused: the server does not take the report.
+        """
+        with errors_of(self.tracking_uri):
+            experiment, names = self._experiment(plan), sorted(file.name for file in files)
+            run = _find(self._client, experiment, "robuq.report", plan)
+            if run is not None and not set(json.loads(run.data.tags.get("robuq.files", "[]"))) <= set(names):
+                self._client.delete_run(run.info.run_id)
+                run = None
+            run = run or self._client.create_run(experiment, tags={"robuq.report": plan, **SOURCE}, run_name=REPORT)
+            run_id = str(run.info.run_id)
+            self._client.update_run(run_id, status="RUNNING")  # one that is cut off does not look finished
+            self._client.set_tag(run_id, "robuq.files", json.dumps(names))
+            self._client.set_tag(run_id, "mlflow.note.content", report_note(plan, experiment, run_id))
+            for file in files:
+                self._client.log_artifact(run_id, str(file), REPORT)
+            self._client.set_terminated(run_id, "FINISHED")
+            return run_id
 
     def _experiment(self, plan: str) -> str:
         if plan not in self._experiments:
@@ -114,7 +144,7 @@ class MlflowRecorder:
         return self._experiments[plan]
 
     def _create(self, experiment: str, record: RunRecord) -> Any:
-        tags = {"robuq.key": record.key, "mlflow.source.type": "LOCAL", "mlflow.source.name": "robuq"}
+        tags = {"robuq.key": record.key, **SOURCE}
         start = milliseconds(record.started)
         return self._client.create_run(experiment, start, tags, run_name=run_name(record))
 
@@ -165,7 +195,7 @@ def _contradicts(params: Mapping[str, str], points: Mapping[tuple[str, int], flo
 
 
 def read_runs(tracking_uri: str, experiment: str) -> list[RunRecord]:
-    """Every run of an experiment, oldest first, from searches alone.
+    """Every run that keeps a record, oldest first, from searches alone: neither the report nor runs of other makers.
 
     `config` holds only the settings that are parameters, `history` and `layers` are empty, and `artifacts` maps
     file names to locations for `fetch_artifact`; `read_record` gives all of one run.
@@ -298,8 +328,8 @@ def _search(client: Any, experiment: str, condition: str = "") -> Iterator[Any]:
             return
 
 
-def _find(client: Any, experiment: str, key: str) -> Any:
-    return next(_search(client, experiment, f"tags.`robuq.key` = '{key}'"), None)
+def _find(client: Any, experiment: str, tag: str, value: str) -> Any:
+    return next(_search(client, experiment, f"tags.`{tag}` = '{value}'"), None)
 
 
 def _folder_beside(tracking_uri: str) -> Path | None:

@@ -48,7 +48,7 @@ def test_a_shipped_plan_is_deterministic_also_in_another_process(shipped: str) -
 def test_a_shipped_plan_has_unique_keys_and_names(shipped: str) -> None:
     runs = load_plan(shipped).runs
     assert len({run.key() for run in runs}) == len(runs)
-    assert len({(run.variant, run.label, run.seed) for run in runs}) == len(runs)
+    assert len({(run.variant, run.label, run.seed, run.train.lr) for run in runs}) == len(runs)
 
 
 def test_a_shipped_plan_survives_json(shipped: str) -> None:
@@ -86,7 +86,23 @@ def test_grid_is_a_product_and_zip_goes_in_lockstep() -> None:
     )
     found = [(run.label, run.train.lr, run.train.steps) for run in runs]
     assert found == [(f"W1.58A{bits}", lr, n) for bits in (4, 2) for lr, n in ((1e-3, 30), (2e-3, 20))]
-    assert runs[0].variant == "baseline[train.lr=0.001,train.steps=30]"
+    assert [run.variant for run in runs[:2]] == ["baseline[train.steps=30]", "baseline[train.steps=20]"]
+
+
+def test_rates_to_choose_from_are_one_row_of_distinct_runs() -> None:
+    rates = [1e-3, 2e-3, 4e-3]
+    runs = plan_of(grid={"variant": ["minmax"], "train.lr": rates, "train.steps": [20, 30]}, seeds=[0, 1])
+    assert [run.train.lr for run in runs if run.variant == "minmax[train.steps=20]"] == rates * 2
+    assert {run.variant for run in runs} == {"minmax[train.steps=20]", "minmax[train.steps=30]"}
+    assert len({run.key() for run in runs}) == len(runs) == 12
+
+
+def test_a_name_may_have_several_rates_but_only_one_set_of_other_settings() -> None:
+    named = {"name": "mine", "variant": "minmax"}
+    rows = [{**named, "train.lr": 1e-3}, {**named, "train.lr": 2e-3}]
+    assert names(plan_of(include=rows)) == ["mine W1.58A2", "mine W1.58A2"]
+    with pytest.raises(ConfigError, match=r"^2 different runs are called 'mine W1\.58A2 seed 0 lr 0\.002'"):
+        plan_of(include=[*rows, {**named, "train.lr": 2e-3, "train.steps": 5}])
 
 
 def test_points_that_are_the_same_network_are_one_run() -> None:
@@ -219,15 +235,19 @@ def test_settings_win_over_everything_in_the_plan() -> None:
     runs = build_plan(content, {"train.lr": 3e-3, "seeds": [4, 5], "pretrain_seeds": 1}).runs
     assert {run.train.lr for run in runs} == {3e-3}
     assert [(run.variant, run.seed, run.pretrain_seed) for run in runs] == [
-        (name, seed, 1) for seed in (4, 5) for name in ("minmax[train.lr=0.003]", "full_precision[train.lr=0.005]")
+        (name, seed, 1) for seed in (4, 5) for name in ("minmax", "full_precision")
     ]
 
 
 def test_a_list_for_a_runs_setting_is_an_axis_for_every_row() -> None:
     content = {"name": "x", "preset": "nano", "grid": {"variant": ["minmax"]}, "include": [{"variant": "baseline"}]}
     runs = build_plan(content, {"train.lr": [1e-3, 2e-3]}).runs
+    assert [(run.variant, run.train.lr) for run in runs] == [
+        (name, lr) for name in ("minmax", "baseline") for lr in (1e-3, 2e-3)
+    ]
+    runs = build_plan(content, {"train.warmup_steps": [1, 2]}).runs
     assert [run.variant for run in runs] == [
-        f"{n}[train.lr={lr}]" for n in ("minmax", "baseline") for lr in (0.001, 0.002)
+        f"{name}[train.warmup_steps={steps}]" for name in ("minmax", "baseline") for steps in (1, 2)
     ]
 
 
@@ -268,8 +288,8 @@ def test_a_single_run_is_the_plans_row() -> None:
         ({"include": [{"grid": {"act_bits": 3}, "variant": "minmax"}]}, "include: grid must map"),
         ({"name": "../x"}, "name:"),
         (
-            {"zip": {"name": ["a", "a"], "train.lr": [1e-3, 2e-3]}, "base": {"variant": "minmax"}},
-            "2 different runs are called 'a W1.58A2 seed 0'",
+            {"zip": {"name": ["a", "a"], "train.steps": [5, 6]}, "base": {"variant": "minmax"}},
+            "2 different runs are called 'a W1.58A2 seed 0 lr 0.001': give each a name",
         ),
         ({"ablate": {"mode": "minus_two", "components": {}}}, "ablate.mode:"),
         ({"base": {"variant": "minmax"}, "report": {"basline": "x"}}, "did you mean 'baseline'"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robuq.config import RunConfig, TrainConfig
+from robuq.config import LowRank, RunConfig, TrainConfig
 from robuq.record import mlflow as tracking
 from robuq.record.layout import metric_name, metric_rows, recorded_name
 from robuq.record.mlflow import (
@@ -227,7 +227,8 @@ def test_artefacts(uri: str, recorder: MlflowRecorder, make: Plan, tmp_path: Pat
     }  # fmt: skip
     assert RunConfig.parse(json.loads(files["config.json"].read_text())).key() == record.key
     bits = json.loads(files["bits.json"].read_text())
-    assert bits["transformer_blocks.0.ff.net.2"] == {"act_bits": 2, "rank": 4, "weight_bits": math.log2(3)}
+    rank = LowRank().rank_of(64, 256)  # of fc2 at width 64
+    assert bits["transformer_blocks.0.ff.net.2"] == {"act_bits": 2, "rank": rank, "weight_bits": math.log2(3)}
     assert bits["transformer_blocks.3.attn1"] == {"act_bits": 8, "rank": 0, "weight_bits": None}
     assert read_history(uri, light.artifacts["history.jsonl"]) == record.history
     assert read_history(uri, light.artifacts["layers.jsonl"]) == record.layers
@@ -261,6 +262,88 @@ def test_many_pages(uri: str, recorder: MlflowRecorder, make: Plan, monkeypatch:
         recorder.record(make(seed=seed, started=1_700_000_000.0 - seed))
     monkeypatch.setattr(tracking, "PAGE", 2)
     assert [run.seed for run in read_runs(uri, make().plan)] == [4, 3, 2, 1, 0]  # oldest first
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Files of a report, in a new folder, each with the same text."""
+
+    def write(text: str, *names: str) -> list[Path]:
+        (folder := tmp_path / text).mkdir()
+        files = [folder / name for name in names]
+        for file in files:
+            file.write_text(text)
+        return files
+
+    return write
+
+
+def report_texts(uri: str, run_id: str) -> dict[str, str]:
+    client = connect(uri)
+    paths = [file.path for file in client.list_artifacts(run_id, "report")]
+    root = client.get_run(run_id).info.artifact_uri
+    return {path: fetch_artifact(uri, f"{root}/{path}").read_text() for path in paths}
+
+
+def test_a_report_is_one_run_that_is_kept_up_to_date(
+    uri: str, recorder: MlflowRecorder, make: Plan, report: Callable[..., list[Path]]
+) -> None:
+    plan = make().plan
+    recorder.record(make())
+    run_id = recorder.attach_report(plan, report("old", "report.md"))
+    assert MlflowRecorder(uri).attach_report(plan, report("new", "report.md", "curves.png")) == run_id
+    assert report_texts(uri, run_id) == {"report/report.md": "new", "report/curves.png": "new"}
+    (run,) = (run for run in runs_of(uri, plan) if run.data.tags.get("robuq.report") == plan)
+    assert (run.info.run_id, run.info.run_name, run.info.status) == (run_id, "report", "FINISHED")
+    page = f"[report.md](#/experiments/{run.info.experiment_id}/runs/{run_id}/artifacts/report/report.md)"
+    assert page in run.data.tags["mlflow.note.content"]
+
+
+def test_a_report_leaves_no_file_of_the_one_before(
+    uri: str, recorder: MlflowRecorder, make: Plan, report: Callable[..., list[Path]]
+) -> None:
+    plan = make().plan
+    old = recorder.attach_report(plan, report("old", "report.md", "curves.png"))
+    new = recorder.attach_report(plan, report("new", "report.md"))
+    assert report_texts(uri, new) == {"report/report.md": "new"}
+    assert [run.info.run_id for run in runs_of(uri, plan)] == [new]
+    assert connect(uri).get_run(old).info.lifecycle_stage == "deleted"
+
+
+def test_a_report_is_no_record(
+    uri: str, recorder: MlflowRecorder, make: Plan, report: Callable[..., list[Path]]
+) -> None:
+    recorder.record(make())
+    recorder.attach_report(make().plan, report("text", "report.md"))
+    assert len(runs_of(uri, make().plan)) == 2
+    assert [run.key for run in read_runs(uri, make().plan)] == [make().key]
+    recorder.record(make(seed=1))
+    assert {run.seed for run in read_runs(uri, make().plan)} == {0, 1}
+
+
+def test_a_report_that_was_cut_off_is_not_finished_and_is_completed(
+    uri: str,
+    recorder: MlflowRecorder,
+    make: Plan,
+    report: Callable[..., list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, files = make().plan, report("text", "report.md", "curves.png")
+    run_id = recorder.attach_report(plan, files)
+
+    def break_off(*given: object) -> None:
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder._client, "log_artifact", break_off)
+        with pytest.raises(TrackingUnavailable):
+            recorder.attach_report(plan, files)
+    assert connect(uri).get_run(run_id).info.status == "RUNNING"
+    assert recorder.attach_report(plan, files) == run_id
+    assert connect(uri).get_run(run_id).info.status == "FINISHED"
 
 
 # --- servers that are away --------------------------------------------------------------------------------------
