@@ -99,7 +99,7 @@ def table(times: dict[str, list[float]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--presets", nargs="*", default=list(CASES))
     parser.add_argument("--variants", nargs="*", default=NAMES)
