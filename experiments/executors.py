@@ -58,13 +58,15 @@ class Executor(Protocol):
 
 
 def run_stage(stage: Stage, root: Path, device: str) -> Mapping[str, Any]:
-    """The stage function of real runs: one thread, so that every executor gives the same numbers."""
+    """The stage function of real runs: one thread, numpy's included, so that every executor gives the same bits."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     from robuq import pipeline
 
     torch.set_num_threads(1)
-    result: Mapping[str, Any] = pipeline.run_stage(stage, StageStore(root), device)
+    with threadpool_limits(limits=1):
+        result: Mapping[str, Any] = pipeline.run_stage(stage, StageStore(root), device)
     return result
 
 

@@ -6,11 +6,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_stages import executed, toy, work
 
-from experiments.executors import Executor, LocalExecutor, Outcome, RayExecutor, one_line, start_ray
+from experiments.executors import Executor, LocalExecutor, Outcome, RayExecutor, one_line, run_stage, start_ray
 from experiments.launch import Job, Sweep, launch
 from robuq.config import ConfigError, RunConfig
 from robuq.stages import Stage, StageStore
@@ -179,3 +180,23 @@ def test_no_cluster_at_the_address_is_one_line() -> None:
 
 def test_one_line_keeps_our_own_messages_short() -> None:
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
+
+
+def test_a_stage_has_one_thread_in_every_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads add in another order, and a run on Ray (one thread) would not be reproduced in process."""
+    import torch
+    from threadpoolctl import threadpool_info
+
+    from robuq import pipeline
+
+    seen: dict[str, int] = {}
+
+    def look(stage: Stage, store: StageStore, device: str) -> dict[str, Any]:
+        seen.update({pool["filepath"]: pool["num_threads"] for pool in threadpool_info()})
+        seen["torch"] = torch.get_num_threads()
+        return {}
+
+    monkeypatch.setattr(pipeline, "run_stage", look)
+    run_stage(Stage("qat", "0" * 16, {}), tmp_path, "cpu")
+    assert len(seen) > 1
+    assert set(seen.values()) == {1}
