@@ -189,10 +189,10 @@ def variants() -> None:
     """List the named recipes: the rows that a plan can have."""
     import inspect
 
-    from robuq.variants import VARIANTS, robust_ptq
+    from robuq.variants import VARIANTS
 
     for name, recipe in VARIANTS.items():
-        text = inspect.getdoc(recipe) or inspect.getdoc(robust_ptq) or ""  # the robust_ptq rows share one function
+        text = inspect.getdoc(recipe) or name
         print(f"{name:26} {text.splitlines()[0]}")
 
 

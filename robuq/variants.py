@@ -186,13 +186,17 @@ def binarydm(act_bits: int) -> PrecisionMap:
     return block_linears(QuantSpec(act=act, weight=WeightQuant(kind="binary_residual")))
 
 
-def robust_ptq(rule: str, act_bits: int) -> PrecisionMap:
-    """Static, channel-wise, outlier-robust activations on ternary weights (the post-training description)."""
-    act = ActQuant.parse(
-        {"bits": act_bits, "scale": rule, "granularity": "per_channel", "mode": "static", "center": True}
-    )
-    return block_linears(QuantSpec(act=act, weight=TERNARY))
+def robust_ptq(rule: str) -> Recipe:
+    """The post-training description with one of its outlier-robust scale rules."""
+
+    def with_rule(act_bits: int) -> PrecisionMap:
+        """Static, channel-wise, outlier-robust activations on ternary weights (the post-training description)."""
+        act = ActQuant.parse(
+            {"bits": act_bits, "scale": rule, "granularity": "per_channel", "mode": "static", "center": True}
+        )
+        return block_linears(QuantSpec(act=act, weight=TERNARY))
+
+    return with_rule
 
 
-for _rule in ("percentile", "sigma", "mad", "iqr"):
-    VARIANTS[f"robust_ptq_{_rule}"] = lambda act_bits, rule=_rule: robust_ptq(rule, act_bits)  # type: ignore[misc]
+VARIANTS |= {f"robust_ptq_{rule}": robust_ptq(rule) for rule in ("percentile", "sigma", "mad", "iqr")}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robuq.config.quant import Transform
 
 FAST_FROM = 128  # below, or with a factor under 8, one dense product is as fast as two small ones
-CHUNK = 1 << 20  # values transformed at a time on a CPU: what lies between the factors stays in its cache
+CHUNK = 1 << 20  # values transformed at a time on a CPU, which bounds what lies between the factors
 SYLVESTER_2 = np.array([[1, 1], [1, -1]], dtype=np.int8)
 
 
@@ -147,7 +147,7 @@ class _HadamardTransform(torch.autograd.Function):
 
 
 def _transform(x: Tensor, transpose: bool, signs: Tensor | None = None) -> Tensor:
-    """(x * signs) H / sqrt(n), or with H^T; chunk by chunk on a CPU, so that all steps of a chunk meet in the cache."""
+    """(x * signs) H / sqrt(n), or with H^T; chunk by chunk on a CPU."""
     n = x.shape[-1]
     if not has_two_factors(n):
         return (x if signs is None else x * signs) @ _factor(n, n, transpose, x.dtype, x.device)

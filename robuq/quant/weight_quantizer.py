@@ -6,7 +6,6 @@ per_channel, (O I / g, g) per_group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch.autograd.function import once_differentiable
 from robuq.config.quant import WeightQuant
 
 MIN_SCALE = 1e-12  # divides rows of zeros, which so stay zero
-THRESHOLDS = tuple(0.3 + 0.05 * i for i in range(19))  # of mean|W|: 0.3 .. 1.2; 0.77 is optimal for normal weights
 
 
 def fake_quant_weight(w: Tensor, spec: WeightQuant) -> Tensor:
@@ -123,13 +121,3 @@ def mean_abs(w: Tensor) -> Tensor:
 def _sign(w: Tensor) -> Tensor:
     """+-1, and +1 for zero: two levels, not three."""
     return torch.where(w >= 0, 1.0, -1.0).to(w.dtype)
-
-
-def tuned_threshold(w: Tensor, spec: WeightQuant, candidates: Sequence[float] = THRESHOLDS) -> float:
-    """The `threshold` of ternary_threshold among `candidates` that has the least squared error on w (O, I)."""
-    return min(candidates, key=lambda threshold: _squared_error(rows(w, spec), threshold))
-
-
-def _squared_error(values: Tensor, threshold: float) -> float:
-    codes, alpha = ternary_threshold(values, threshold)
-    return float((codes * alpha - values).square().sum())

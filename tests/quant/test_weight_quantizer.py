@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from robuq.config.quant import WeightQuant
-from robuq.quant.weight_quantizer import fake_quant_weight, rows, tuned_threshold, weight_codes
+from robuq.quant.weight_quantizer import fake_quant_weight, rows, weight_codes
 
 KINDS = [
     {"kind": "ternary_absmean"},
@@ -147,21 +147,6 @@ def test_quantizing_ternary_weights_again_changes_nothing():
 def test_one_bit_has_no_third_level_for_zero():
     w = torch.tensor([[0.0, 2.0, -1.0, 1.0]])
     assert fake_quant_weight(w, WeightQuant(kind="absmax", bits=1)).tolist() == [[1.0, 1.0, -1.0, 1.0]]
-
-
-def test_tuned_threshold_is_the_best_candidate_and_near_the_normal_optimum():
-    w = weights(64, 512)
-    spec = WeightQuant()
-
-    def error(threshold: float) -> float:
-        return (fake_quant_weight(w, spec.updated(threshold=threshold)) - w).square().sum().item()
-
-    candidates = (0.2, 0.5, 0.75, 1.0, 1.5)
-    best = tuned_threshold(w, spec, candidates)
-    assert error(best) == min(map(error, candidates))
-    # three levels of N(0, 1): step 1.224006, threshold half of it, mean|w| = sqrt(2 / pi); the default grid has
-    # spacing 0.05, and near its flat minimum the sample's best lies within one more cell
-    assert tuned_threshold(w, spec) == pytest.approx(1.224006 / 2 / np.sqrt(2 / np.pi), abs=0.1)
 
 
 def test_a_group_must_divide_the_width_and_may_exceed_it():
