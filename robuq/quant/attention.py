@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from robuq.config import QuantSpec
 from robuq.quant.fake_quantizer import ActFakeQuantizer
-from robuq.quant.straight_through import is_straight_through, quantize_tokens
+from robuq.quant.straight_through import is_straight_through, quantize_heads, quantize_tokens
 
 
 class QuantizedAttention(nn.Module):
@@ -63,25 +63,27 @@ class StraightThroughAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, quantizer: ActFakeQuantizer) -> Tensor:
-        # Quantized where they lie, as the linear layer left them: (N, T, 3, h, d_h); then brought into order.
-        as_made = qkv.permute(1, 3, 0, 2, 4)
-        rounded = quantize_tokens(as_made.reshape(-1, qkv.shape[-1]), quantizer).view(as_made.shape)
-        quantized = rounded.permute(2, 0, 3, 1, 4).contiguous()
-        q, k, v = quantized.unbind(0)
-        probabilities = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5).softmax(-1)
-        weights = quantize_tokens(probabilities.view(-1, k.shape[-2]), quantizer).view(probabilities.shape)
+        *heads, t, d = qkv.shape[1:]
+        quantized = quantize_heads(qkv, quantizer)
+        q, k, v = quantized.view(3, -1, t, d).unbind(0)
+        scores = q.new_empty(len(q), t, t)
+        torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=d**-0.5, out=scores)
+        probabilities = scores.softmax(-1)
+        weights = quantize_tokens(probabilities.view(-1, t), quantizer).view(probabilities.shape)
         ctx.save_for_backward(quantized, probabilities, weights)
-        return weights @ v
+        return torch.bmm(weights, v).view(*heads, t, d)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         quantized, probabilities, weights = ctx.saved_tensors
-        q, k, v = quantized.unbind(0)
+        t, d = dy.shape[-2:]
         d_qkv = torch.empty_like(quantized)
-        torch.matmul(weights.transpose(-2, -1), dy, out=d_qkv[2])
-        d_scores = torch._softmax_backward_data(dy @ v.transpose(-2, -1), probabilities, -1, q.dtype)
-        d_scores.mul_(q.shape[-1] ** -0.5)
-        torch.matmul(d_scores, k, out=d_qkv[0])
-        torch.matmul(d_scores.transpose(-2, -1), q, out=d_qkv[1])
+        q, k, v = quantized.view(3, -1, t, d).unbind(0)
+        d_q, d_k, d_v = d_qkv.view(3, -1, t, d).unbind(0)
+        dy = dy.reshape(-1, t, d)
+        torch.bmm(weights.transpose(1, 2), dy, out=d_v)
+        d_scores = torch._softmax_backward_data(torch.bmm(dy, v.transpose(1, 2)), probabilities, -1, q.dtype)
+        torch.baddbmm(d_q, d_scores, k, beta=0, alpha=d**-0.5, out=d_q)
+        torch.baddbmm(d_k, d_scores.transpose(1, 2), q, beta=0, alpha=d**-0.5, out=d_k)
         return d_qkv, None

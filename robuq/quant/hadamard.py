@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robuq.config.quant import Transform
+from robuq.quant import kernels
+from robuq.quant.butterflies import has_butterflies
 
 FAST_FROM = 128  # below, or with a factor under 8, one dense product is as fast as two small ones
 CHUNK = 1 << 20  # values transformed at a time on a CPU, which bounds what lies between the factors
@@ -117,7 +119,8 @@ def _factor(n: int, norm: int, transpose: bool, dtype: torch.dtype, device: torc
 def hadamard_transform(x: Tensor, transpose: bool = False) -> Tensor:
     """x (..., n) -> (..., n), equal to x @ H / sqrt(n) (x @ H^T / sqrt(n)); norms and inner products are kept.
 
-    Most widths from 128 on go by two factors, H = A x B: each row of x as a matrix X (a, b) becomes A^T X B.
+    Powers of two go by butterflies on a CPU. Most other widths from 128 on (on other devices: all) go by two
+    factors, H = A x B: each row of x as a matrix X (a, b) becomes A^T X B.
 
     Raises:
         ValueError: no Hadamard matrix of order n.
@@ -146,9 +149,24 @@ class _HadamardTransform(torch.autograd.Function):
         return back if ctx.signs is None else back * ctx.signs, None, None
 
 
+def is_plain(x: Tensor) -> bool:
+    """Whether the compiled loops take x."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def _has_loop(x: Tensor) -> bool:
+    """Whether the transform of x's rows is a compiled loop."""
+    return is_plain(x) and has_butterflies(x.shape[-1])
+
+
 def _transform(x: Tensor, transpose: bool, signs: Tensor | None = None) -> Tensor:
-    """(x * signs) H / sqrt(n), or with H^T; chunk by chunk on a CPU."""
+    """(x * signs) H / sqrt(n), or with H^T; by butterflies or, chunk by chunk, by products on a CPU."""
     n = x.shape[-1]
+    if _has_loop(x):
+        scaled = x.new_full((n,), 1 / math.sqrt(n)) if signs is None else signs / math.sqrt(n)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        kernels.rotate(x.contiguous().view(-1, n).numpy(), scaled.numpy(), out.view(-1, n).numpy())
+        return out
     if not has_two_factors(n):
         return (x if signs is None else x * signs) @ _factor(n, n, transpose, x.dtype, x.device)
     a, b = factors(n)
@@ -195,13 +213,14 @@ class Rotation(nn.Module):
         random = transform.kind == "random_hadamard"
         self.register_buffer("signs", random_signs(width, transform.seed, seed) if random else None)
         self._is_dense = transform.kind != "identity" and self.block == width and not has_two_factors(width)
+        self._scaled_signs: tuple[Tensor | None, int, torch.dtype, NDArray[Any]] | None = None
         self._matrices: dict[tuple[torch.dtype, torch.device, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> x R."""
         if self.transform.kind == "identity":
             return x
-        if self._is_dense:
+        if self._is_dense and not _has_loop(x):
             return x @ self.matrix(x)
         if self.signs is None:
             return self._blockwise(x, transpose=False)
@@ -211,7 +230,7 @@ class Rotation(nn.Module):
         """y (..., D) -> y R^T, so that inverse(forward(x)) = x."""
         if self.transform.kind == "identity":
             return y
-        if self._is_dense:
+        if self._is_dense and not _has_loop(y):
             return y @ self.matrix(y).t()
         x = self._blockwise(y, transpose=True)
         return x if self.signs is None else x * self.signs.to(x.dtype)
@@ -219,6 +238,19 @@ class Rotation(nn.Module):
     def weight(self, w: Tensor) -> Tensor:
         """w (O, D) -> w R, so that forward(x) @ weight(w).T = x @ w.T."""
         return self.forward(w)
+
+    def scaled_signs(self, x: Tensor) -> NDArray[Any] | None:
+        """(D,): s of x R = (x s) H, where the compiled loops take whole rows of x; else None."""
+        if self.transform.kind == "identity" or self.block != self.width or not _has_loop(x):
+            return None
+        version = 0 if self.signs is None else self.signs._version  # signs change when a state is loaded
+        made = self._scaled_signs
+        if made is None or made[0] is not self.signs or made[1:3] != (version, x.dtype):
+            signs = np.ones(self.width) if self.signs is None else self.signs.double().numpy()
+            real = np.float64 if x.dtype == torch.float64 else np.float32
+            made = (self.signs, version, x.dtype, (signs / math.sqrt(self.width)).astype(real))
+            self._scaled_signs = made
+        return made[3]
 
     def matrix(self, like: Tensor) -> Tensor:
         """R (D, D) of a small width in the type and on the device of `like`, made once: signs are free so."""

@@ -1,208 +1,253 @@
-"""Compiled CPU loops of the hot quantizers: a row is read from the first-level cache, however often it is needed.
+"""Compiled CPU loops of the hot path: a row is read from memory once, however often it is needed.
 
 Written as the formulas of scales.py and weight_quantizer.py, which are the reference; PyTorch would make a pass
-over memory for each operation. Rows are contiguous float32 or float64; a NaN in a row gives NaN.
+over memory for each operation. Rows are contiguous float32 or float64; a NaN in a row gives NaN. An array of length
+zero stands for a step that is left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numba
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from robuq.quant.butterflies import transform_row
 from robuq.quant.scales import MIN_SCALE
 from robuq.quant.weight_quantizer import MIN_SCALE as MIN_THRESHOLD
 
 Rows = NDArray[Any]
+Loop = Callable[..., Any]
 SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered, as PyTorch's are; NaN and infinity stay
 
-loop = numba.njit(fastmath=SUMS, error_model="numpy", nogil=True)
+# Without reference counts (_nrt): they would cost more than a short row, and nothing here allocates.
+loop = numba.njit(fastmath=SUMS, error_model="numpy", nogil=True, _nrt=False)
+inlined = numba.njit(fastmath=SUMS, error_model="numpy", nogil=True, _nrt=False, forceinline=True)
+transform = inlined(transform_row)
 
 
-# --- extremes of rows -----------------------------------------------------------------------------------------
-# They are taken of the numbers' bit patterns, because LLVM makes vector operations of an integer's extremes but not
-# of a float's. The pattern of a magnitude grows with it, and NaN is above all. Signed numbers do so once the bits
-# below the sign of negative ones are inverted, which undoes itself when done again.
+# --- quantizers of one row, in place ---------------------------------------------------------------------------
+# row (D,), numbers: constants of the row's type. Extremes are taken of bit patterns, because LLVM makes vector
+# operations of an integer's extremes but not of a float's. The pattern of a magnitude grows with it, and NaN is above
+# all. Signed numbers do so once the bits below the sign of negative ones are inverted, which undoes itself when done
+# again.
 
 
-def magnitudes(x: Rows) -> Rows:
-    """x (M, D) -> (M,) max|x| of each row."""
-    bits, below_sign, _ = _patterns(x)
-    largest = np.empty(len(x), bits.dtype)
-    _largest_magnitude(bits, below_sign, largest)
-    return largest.view(x.dtype)
+@intrinsic
+def _pattern(_: Any, number: Any) -> Any:
+    """The bits of a number as an integer."""
+    integer = types.Integer.from_bitwidth(number.bitwidth, signed=True)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(integer))
+
+    return integer(number), generate
 
 
-def extremes(x: Rows) -> Rows:
-    """x (M, D) -> (M, 2) min and max of each row."""
-    bits, below_sign, to_sign = _patterns(x)
-    found = np.empty((len(x), 2), bits.dtype)
-    _extremes(bits, below_sign, to_sign, found)
-    return found.view(x.dtype)
+@intrinsic
+def _number(_: Any, pattern: Any, like: Any) -> Any:
+    """The number of like's type that has these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        narrow = context.get_value_type(types.Integer.from_bitwidth(like.bitwidth, signed=True))
+        bits = arguments[0] if arguments[0].type == narrow else builder.trunc(arguments[0], narrow)
+        return builder.bitcast(bits, context.get_value_type(like))
+
+    return like(pattern, like), generate
 
 
-def _patterns(x: Rows) -> tuple[Rows, Any, Any]:
-    """Bit patterns as integers, the mask of all bits below the sign, and the distance of the sign from the right."""
-    integer = np.dtype(f"int{8 * x.itemsize}")
-    return x.view(integer), integer.type(np.iinfo(integer).max), integer.type(8 * x.itemsize - 1)
+@inlined
+def magnitude(row: Rows) -> Any:
+    """max|row|"""
+    below_sign = (1 << (8 * row.itemsize - 1)) - 1
+    found = _pattern(row[0]) & below_sign
+    for j in range(row.shape[0]):
+        found = max(found, _pattern(row[j]) & below_sign)
+    return _number(found, row[0])
 
 
-@loop
-def _largest_magnitude(bits: Rows, below_sign: int, largest: Rows) -> None:
-    for i in range(bits.shape[0]):
-        row = bits[i]
-        found = row[0] & below_sign
-        for j in range(row.shape[0]):
-            found = max(found, row[j] & below_sign)
-        largest[i] = found
+@inlined
+def extremes(row: Rows) -> tuple[Any, Any]:
+    """min row, max row"""
+    below_sign, to_sign = (1 << (8 * row.itemsize - 1)) - 1, 8 * row.itemsize - 1
+    first = _pattern(row[0])
+    low = high = first ^ ((first >> to_sign) & below_sign)
+    for j in range(row.shape[0]):
+        bits = _pattern(row[j])
+        ordered = bits ^ ((bits >> to_sign) & below_sign)
+        low, high = min(low, ordered), max(high, ordered)
+    least, most = low ^ ((low >> to_sign) & below_sign), high ^ ((high >> to_sign) & below_sign)
+    return _number(least, row[0]), _number(most, row[0])
 
 
-@loop
-def _extremes(bits: Rows, below_sign: int, to_sign: int, found: Rows) -> None:
-    for i in range(bits.shape[0]):
-        row = bits[i]
-        low = high = row[0] ^ ((row[0] >> to_sign) & below_sign)
-        for j in range(row.shape[0]):
-            ordered = row[j] ^ ((row[j] >> to_sign) & below_sign)
-            low, high = min(low, ordered), max(high, ordered)
-        found[i, 0] = low ^ ((low >> to_sign) & below_sign)
-        found[i, 1] = high ^ ((high >> to_sign) & below_sign)
+@inlined
+def keep_row(row: Rows, numbers: Rows) -> None:
+    """Nothing is quantized."""
 
 
-# --- quantizers -----------------------------------------------------------------------------------------------
+@inlined
+def gaussian_row(row: Rows, numbers: Rows) -> None:
+    """scale = factor mean|x|; x = (clip(round(v), low, high) + mid) scale with v = x / scale - mid.
 
-
-@loop
-def gaussian_rows(x: Rows, out: Rows, factor: float, low: float, high: float, mid: float, centered: bool) -> None:
-    """x (M, D) -> out (M, D). All numbers are of x's type.
-
-    scale = factor mean|x - mu|; out = (clip(round(v), low, high) + mid) scale + mu with v = (x - mu) / scale - mid:
-    mid = 0.5 is the mid-rise grid, 0 the mid-tread grid.
+    numbers = factor, low, high, mid: mid = 0.5 is the mid-rise grid, 0 the mid-tread grid.
     """
-    real = x.dtype.type
-    width = x.shape[1]
-    mean = real(1) / real(width)
-    for i in range(x.shape[0]):
-        row, to = x[i], out[i]
-        mu = real(0)
-        if centered:
-            for j in range(width):
-                mu += row[j]
-            mu *= mean
-        deviation = real(0)
-        for j in range(width):
-            deviation += abs(row[j] - mu)
-        scale = real(deviation * mean * factor)
-        if scale < real(MIN_SCALE):
-            scale = real(MIN_SCALE)
-        inverse = real(1) / scale
-        offset = mu + mid * scale
-        for j in range(width):
-            v = np.rint((row[j] - mu) * inverse - mid)
-            v = low if v < low else v
-            v = high if v > high else v
-            to[j] = v * scale + offset
+    _around(row, row.dtype.type(0), numbers)
 
 
-@loop
-def minmax_rows(x: Rows, bounds: Rows, out: Rows, steps: float, epsilon: float) -> None:
-    """x (M, D), its extremes (M, 2) -> out (M, D). steps = 2^b - 1, of x's type.
+@inlined
+def centered_gaussian_row(row: Rows, numbers: Rows) -> None:
+    """As `gaussian_row`, of x - mean x."""
+    total = row.dtype.type(0)
+    for j in range(row.shape[0]):
+        total += row[j]
+    _around(row, row.dtype.type(total / row.shape[0]), numbers)
 
-    scale = (max - min) / steps; lowest level z = round(min / scale); out = clip(round(x / scale), z, z + steps) scale.
+
+@inlined
+def _around(row: Rows, center: float, numbers: Rows) -> None:
+    real = row.dtype.type
+    factor, low, high, mid = numbers[0], numbers[1], numbers[2], numbers[3]
+    deviation = real(0)
+    for j in range(row.shape[0]):
+        deviation += abs(row[j] - center)
+    scale = real(deviation / real(row.shape[0]) * factor)
+    if scale < real(MIN_SCALE):
+        scale = real(MIN_SCALE)
+    inverse = real(1) / scale
+    offset = center + mid * scale
+    for j in range(row.shape[0]):
+        v = np.rint((row[j] - center) * inverse - mid)
+        v = low if v < low else v
+        v = high if v > high else v
+        row[j] = v * scale + offset
+
+
+@inlined
+def minmax_row(row: Rows, numbers: Rows) -> None:
+    """scale = (max - min) / steps; lowest level z = round(min / scale); x = clip(round(x / scale), z, z + steps) scale.
+
+    numbers = steps = 2^b - 1, machine epsilon.
     """
-    real = x.dtype.type
+    real = row.dtype.type
+    steps, epsilon = numbers[0], numbers[1]
+    low, high = extremes(row)
+    scale = max(real((high - low) / steps), real(epsilon * max(abs(low), abs(high))))
+    if scale < real(MIN_SCALE):
+        scale = real(MIN_SCALE)
+    inverse = real(1) / scale
+    lowest = np.rint(low * inverse)
+    highest = lowest + steps
+    for j in range(row.shape[0]):
+        v = np.rint(row[j] * inverse)
+        v = lowest if v < lowest else v
+        v = highest if v > highest else v
+        row[j] = v * scale
+
+
+@inlined
+def absmax_row(row: Rows, numbers: Rows) -> None:
+    """x = round(x / scale) scale, scale = max|x| / highest, so that nothing is clipped. numbers = highest."""
+    real = row.dtype.type
+    scale = real(magnitude(row) / numbers[0])
+    if scale < real(MIN_SCALE):
+        scale = real(MIN_SCALE)
+    inverse = real(1) / scale
+    for j in range(row.shape[0]):
+        row[j] = np.rint(row[j] * inverse) * scale
+
+
+@inlined
+def ternary_row(row: Rows, numbers: Rows) -> None:
+    """w = alpha sign(w) where |w| >= threshold mean|w|, else 0. numbers = threshold."""
+    real = row.dtype.type
+    tau = real(0)
+    for j in range(row.shape[0]):
+        tau += abs(row[j])
+    tau = real(tau / real(row.shape[0]) * numbers[0])
+    if tau < real(MIN_THRESHOLD):
+        tau = real(MIN_THRESHOLD)
+    total, count = real(0), real(0)
+    for j in range(row.shape[0]):
+        kept = real(1) if abs(row[j]) >= tau else real(0)
+        total += kept * abs(row[j])
+        count += kept
+    alpha = total / max(count, real(1))
+    for j in range(row.shape[0]):
+        value = alpha if row[j] > real(0) else -alpha
+        row[j] = value if abs(row[j]) >= tau else real(0)
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def copy(to: Rows, row: Rows) -> None:
+    for j in range(row.shape[0]):
+        to[j] = row[j]
+
+
+@inlined
+def add(to: Rows, row: Rows, factor: float) -> None:
+    for j in range(row.shape[0]):
+        to[j] += factor * row[j]
+
+
+@inlined
+def dot(row: Rows, factor: Rows) -> Any:
+    total = row.dtype.type(0)
+    for j in range(row.shape[0]):
+        total += row[j] * factor[j]
+    return total
+
+
+# --- rotation ---------------------------------------------------------------------------------------------------
+
+
+@inlined
+def rotate_row(row: Rows, signs: Rows, to: Rows) -> None:
+    for j in range(row.shape[0]):
+        to[j] = row[j] * signs[j]
+    transform(to)
+
+
+@loop
+def rotate(x: Rows, signs: Rows, out: Rows) -> None:
+    """out (M, n) = (x signs) H"""
     for i in range(x.shape[0]):
-        row, to = x[i], out[i]
-        low, high = bounds[i, 0], bounds[i, 1]
-        scale = max(real((high - low) / steps), real(epsilon * max(abs(low), abs(high))))
-        if scale < real(MIN_SCALE):
-            scale = real(MIN_SCALE)
-        inverse = real(1) / scale
-        lowest = np.rint(low * inverse)
-        highest = lowest + steps
-        for j in range(row.shape[0]):
-            v = np.rint(row[j] * inverse)
-            v = lowest if v < lowest else v
-            v = highest if v > highest else v
-            to[j] = v * scale
+        rotate_row(x[i], signs, out[i])
 
 
-@loop
-def absmax_rows(x: Rows, largest: Rows, out: Rows, highest: float) -> None:
-    """x (M, D), its magnitudes (M,) -> out (M, D).
-
-    out = round(x / scale) scale, scale = max|x| / highest, so that nothing is clipped.
-    """
-    real = x.dtype.type
-    for i in range(x.shape[0]):
-        row, to = x[i], out[i]
-        scale = real(largest[i] / highest)
-        if scale < real(MIN_SCALE):
-            scale = real(MIN_SCALE)
-        inverse = real(1) / scale
-        for j in range(row.shape[0]):
-            to[j] = np.rint(row[j] * inverse) * scale
+# --- quantization, compiled for each quantizer when first called ------------------------------------------------
 
 
-@loop
-def ternary_rows(w: Rows, out: Rows, threshold: float) -> None:
-    """w (O, I) -> out (O, I): alpha sign(w) where |w| >= threshold mean|w|."""
-    real = w.dtype.type
-    width = w.shape[1]
-    mean = real(1) / real(width)
-    for i in range(w.shape[0]):
-        row, to = w[i], out[i]
-        tau = real(0)
-        for j in range(width):
-            tau += abs(row[j])
-        tau = real(tau * mean * threshold)
-        if tau < real(MIN_THRESHOLD):
-            tau = real(MIN_THRESHOLD)
-        total, count = real(0), real(0)
-        for j in range(width):
-            kept = real(1) if abs(row[j]) >= tau else real(0)
-            total += kept * abs(row[j])
-            count += kept
-        alpha = total / max(count, real(1))
-        for j in range(width):
-            value = alpha if row[j] > real(0) else -alpha
-            to[j] = value if abs(row[j]) >= tau else real(0)
+@lru_cache
+def quantize(quantize_row: Loop) -> Any:
+    @loop
+    def rows(x: Rows, numbers: Rows, out: Rows) -> None:
+        """x (M, D) -> out (M, D)"""
+        for i in range(x.shape[0]):
+            copy(out[i], x[i])
+            quantize_row(out[i], numbers)
+
+    return rows
 
 
-# --- low-rank branch ------------------------------------------------------------------------------------------
-# A matrix product with a handful of columns costs a library several times what its arithmetic does.
+@lru_cache
+def quantize_heads(quantize_row: Loop) -> Any:
+    @loop
+    def heads(qkv: Rows, numbers: Rows, out: Rows) -> None:
+        """qkv (N, T, 3, h, d) -> out (3, N, h, T, d), every token of every head quantized."""
+        for n in range(qkv.shape[0]):
+            for t in range(qkv.shape[1]):
+                for part in range(qkv.shape[2]):
+                    for head in range(qkv.shape[3]):
+                        to = out[part, n, head, t]
+                        copy(to, qkv[n, t, part, head])
+                        quantize_row(to, numbers)
 
-
-@loop
-def branch_input(x: Rows, right: Rows, inner: Rows) -> None:
-    """inner (M, r) = x (M, I) right^T, right (r, I)."""
-    for i in range(x.shape[0]):
-        row = x[i]
-        for k in range(right.shape[0]):
-            factor = right[k]
-            total = x.dtype.type(0)
-            for j in range(row.shape[0]):
-                total += row[j] * factor[j]
-            inner[i, k] = total
-
-
-@loop
-def branch_gradients(dy: Rows, x: Rows, inner: Rows, left: Rows, d_left: Rows, d_right: Rows) -> None:
-    """Adds to d_left (r, O) += inner^T dy and to d_right (r, I) += (dy left^T)^T x, in one pass over the rows.
-
-    dy (M, O), x (M, I), inner (M, r), left (r, O): the left factor and its gradient are transposed.
-    """
-    for i in range(dy.shape[0]):
-        gradient, row = dy[i], x[i]
-        for k in range(left.shape[0]):
-            factor, to_left, to_right = left[k], d_left[k], d_right[k]
-            share = inner[i, k]
-            total = dy.dtype.type(0)
-            for j in range(gradient.shape[0]):
-                total += gradient[j] * factor[j]
-            for j in range(gradient.shape[0]):
-                to_left[j] += share * gradient[j]
-            for j in range(row.shape[0]):
-                to_right[j] += total * row[j]
+    return heads

@@ -22,12 +22,13 @@ from robuq.quant.hadamard import Rotation
 from robuq.quant.low_rank import low_rank_factors, zero_factors
 from robuq.quant.straight_through import (
     branch_gradients,
-    branch_input,
     is_straight_through,
-    quantize_rows,
-    quantize_tokens,
+    linear_forward,
+    rotate_back,
+    weight_gradients,
 )
 from robuq.quant.weight_quantizer import fake_quant_weight
+from robuq.seeding import derived_seed
 
 
 class QuantizedLinear(nn.Module):
@@ -44,7 +45,7 @@ class QuantizedLinear(nn.Module):
         self.spec = spec
         self.name = name
         self.out_features, self.in_features = weight.shape
-        self.rotation = Rotation(spec.transform, self.in_features, _seed_of(name, seed)).to(weight.device)
+        self.rotation = Rotation(spec.transform, self.in_features, derived_seed(seed, name)).to(weight.device)
         rotated = self.rotation.weight(weight.detach())
         self.weight = nn.Parameter(rotated.clone(memory_format=torch.contiguous_format))
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
@@ -121,18 +122,8 @@ class StraightThroughLinear(torch.autograd.Function):
         act_quantizer: ActFakeQuantizer | None,
         weight_spec: WeightQuant | None,
     ) -> Tensor:
-        rotated = rotation(x)
-        tokens = rotated if act_quantizer is None else quantize_tokens(rotated, act_quantizer)
-        inner = None
-        if left is not None and right is not None:
-            inner = branch_input(rotated, right)
-            weight = torch.addmm(weight, left, right, alpha=-1)
-        if weight_spec is not None:
-            weight = quantize_rows(weight, weight_spec)
-        y = tokens @ weight.t() if bias is None else torch.addmm(bias, tokens, weight.t())
-        if inner is not None and left is not None:
-            y.addmm_(inner, left.t())
-        ctx.save_for_backward(None if inner is None else x, tokens, weight, left, right, inner)
+        tokens, quantized, inner, y = linear_forward(x, weight, bias, left, right, rotation, act_quantizer, weight_spec)
+        ctx.save_for_backward(None if inner is None else x, tokens, quantized, left, right, inner)
         ctx.rotation = rotation
         return y
 
@@ -141,22 +132,15 @@ class StraightThroughLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, tokens, weight, left, right, inner = ctx.saved_tensors
         rotation: Rotation = ctx.rotation
+        dy = dy.contiguous()
         d_weight = dy.t() @ tokens
-        d_left = d_right = None
+        d_left = d_right = d_bias = None
         if left is not None:
-            d_left, d_right = branch_gradients(dy, x, inner, left)
-            d_left = torch.addmm(d_left, d_weight, right.t(), alpha=-1)
-            # (dy L)^T (x R) is rotated when it has rank rows only
-            d_right = torch.addmm(rotation(d_right), left.t(), d_weight, alpha=-1)
-            weight = torch.addmm(weight, left, right)
-        dx = dy @ rotation.inverse(weight) if ctx.needs_input_grad[0] else None
-        d_bias = dy.sum(0) if ctx.needs_input_grad[2] else None
+            d_left, d_right, d_bias = branch_gradients(dy, x, inner, left, ctx.needs_input_grad[2])
+            of_left, of_right = weight_gradients(d_weight, left, right)
+            d_left = torch.sub(d_left, of_left, out=of_left)
+            d_right = rotation(d_right).sub_(of_right)  # (dy L)^T (x R), rotated when it has rank rows only
+        elif ctx.needs_input_grad[2]:
+            d_bias = dy.sum(0)
+        dx = dy @ rotate_back(weight, left, right, rotation) if ctx.needs_input_grad[0] else None
         return dx, d_weight, d_bias, d_left, d_right, None, None, None
-
-
-def _seed_of(name: str, seed: int) -> int:
-    """A seed that differs from layer to layer, the same on every machine."""
-    digest = 0
-    for character in name:
-        digest = (digest * 131 + ord(character)) % (1 << 31)
-    return (digest + seed * 1_000_003) % (1 << 62)

@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_variants.py            # writes tests/benchmarks/variants_step.md
 
 A step is forward, loss, backward, clipping and AdamW. The variants take turns, so that a machine whose speed
-drifts slows all of them alike; the ratio is the median over the rounds of (variant / full precision).
+drifts slows all of them alike; the ratio is the median over the rounds of (variant / full precision). Times are the
+process's own (with one thread: the wall's on an idle machine), so that other processes' turns do not count.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ def measure(config: ModelConfig, batch_size: int, bits: int, rounds: int, names:
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(4):
                 step()
-            times[name].append((time.perf_counter() - start) * 250)
+            times[name].append((time.process_time() - start) * 250)
     return times
 
 
@@ -113,7 +114,8 @@ def main() -> None:
         "",
     ]
     lines.append(
-        f"torch {torch.__version__}, CPU, one thread, {options.bits}-bit activations, {options.rounds} rounds."
+        f"torch {torch.__version__}, CPU, one thread (its own time), {options.bits}-bit activations,"
+        f" {options.rounds} rounds."
     )
     for preset in options.presets:
         config = model_preset(preset)

@@ -7,7 +7,7 @@ import torch
 from robuq.config.quant import Transform
 from robuq.quant.hadamard import Rotation, factors, hadamard_matrix, hadamard_transform, random_signs
 
-ORDERS = (1, 2, 12, 20, 24, 28, 36, 40, 44, 60, 64, 72, 144, 192, 256, 384, 768, 1152, 4608)
+ORDERS = (1, 2, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 60, 64, 72, 128, 144, 192, 256, 384, 768, 1152, 4608)
 SMALL_AND_FAST = (8, 12, 36, 64, 128, 144, 384, 1152)  # dense and by two factors, symmetric and not
 KINDS = [
     Transform(kind="identity"),
@@ -56,6 +56,23 @@ def test_transform_is_the_dense_product(n, transpose):
     x = rows(2, 3, n)
     dense = x @ (matrix.T if transpose else matrix) / n**0.5
     torch.testing.assert_close(hadamard_transform(x, transpose), dense, rtol=0, atol=1e-13 * n**0.5)
+
+
+@pytest.mark.parametrize("n", [8, 16, 32, 64, 128, 1024])
+def test_butterflies_are_scipys_matrix_in_float32(n):
+    x = rows(3, n).float()
+    exact = x.double() @ torch.from_numpy(scipy.linalg.hadamard(n)).double() / n**0.5
+    # log2(n) stages, each rounding by half an epsilon of what is about the row's root mean square
+    torch.testing.assert_close(hadamard_transform(x).double(), exact, rtol=0, atol=4e-7 * n.bit_length())
+    assert torch.equal(hadamard_transform(x), hadamard_transform(x, transpose=True))
+
+
+def test_a_value_that_is_not_a_number_spreads_over_its_row_alone():
+    x = rows(3, 64)
+    x[1, 5] = float("nan")
+    assert torch.equal(hadamard_transform(x).isnan().all(1), torch.tensor([False, True, False]))
+    assert hadamard_transform(x)[[0, 2]].isfinite().all()
+    assert hadamard_transform(x[:0]).shape == (0, 64)
 
 
 @pytest.mark.parametrize("n", [1152, 1024])

@@ -5,15 +5,20 @@ import itertools
 import pytest
 import torch
 
-from robuq.config import ActQuant, WeightQuant
+from robuq.config import ActQuant, Transform, WeightQuant
 from robuq.quant import kernels
 from robuq.quant.fake_quantizer import ActFakeQuantizer
+from robuq.quant.hadamard import Rotation
 from robuq.quant.straight_through import (
     branch_gradients,
-    branch_input,
     has_loop,
-    quantize_rows,
+    linear,
+    linear_forward,
+    quantize_heads,
     quantize_tokens,
+    rotate_and_quantize,
+    rotate_back,
+    weight_gradients,
 )
 from robuq.quant.weight_quantizer import quantize_weight
 
@@ -70,22 +75,70 @@ def test_float32_differs_from_the_reference_by_a_level_only_where_a_value_lies_b
     assert wrong.sum() <= 3
 
 
-@pytest.mark.parametrize("rank", [1, 3, 9])
-def test_the_low_rank_branch_equals_its_matrix_products(rank: int) -> None:
-    generator = torch.Generator().manual_seed(rank)
-    dy, x, inner, left, right = (
-        torch.randn(size, generator=generator, dtype=torch.float64)
-        for size in ((50, 7), (50, 33), (50, rank), (7, rank), (rank, 33))
-    )
-    torch.testing.assert_close(branch_input(x, right), x @ right.T)
-    torch.testing.assert_close(branch_gradients(dy, x, inner, left), (dy.T @ inner, (dy @ left).T @ x))
+def normal(*size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(sum(size)), dtype=dtype)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 9])
+@pytest.mark.parametrize("tokens", [1, 4, 50])
+def test_the_low_rank_branch_equals_its_matrix_products(rank: int, tokens: int) -> None:
+    dy, x, inner, left, right = (normal(*s) for s in ((tokens, 7), (tokens, 33), (tokens, rank), (7, rank), (rank, 33)))
+    expected = (dy.T @ inner, (dy @ left).T @ x, dy.sum(0))
+    torch.testing.assert_close(branch_gradients(dy, x, inner, left, True), expected)
+    assert branch_gradients(dy, x, inner, left, False)[2] is None
+    d_weight = normal(7, 33)
+    torch.testing.assert_close(weight_gradients(d_weight, left, right), (d_weight @ right.T, left.T @ d_weight))
+
+
+@pytest.mark.parametrize("kind", ["identity", "hadamard", "random_hadamard"])
+@pytest.mark.parametrize("width", [8, 12, 64])
+@pytest.mark.parametrize("rank", [None, 1, 3])
+def test_the_effective_weight_is_rotated_back(kind: str, width: int, rank: int | None) -> None:
+    rotation = Rotation(Transform.parse({"kind": kind}), width, 0)
+    weight = normal(5, width)
+    left, right = (None, None) if rank is None else (normal(5, rank), normal(rank, width))
+    whole = weight if left is None or right is None else weight + left @ right
+    back = rotate_back(weight, left, right, rotation)
+    torch.testing.assert_close(rotation(back), whole, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("spec", WEIGHTS, ids=lambda s: f"{s.kind}-{s.threshold}-{s.bits}")
 @pytest.mark.parametrize("width", [1, 7, 64])
 def test_weights_equal_the_reference(spec: WeightQuant, width: int) -> None:
-    w = awkward(9, width)
-    torch.testing.assert_close(quantize_rows(w, spec), quantize_weight(w, spec), rtol=1e-9, atol=1e-12)
+    w, x = awkward(9, width), normal(3, width)
+    before = w.clone()
+    plain = Rotation(Transform(kind="identity"), width, 0)
+    operands = linear_forward(x, w, None, None, None, plain, None, spec)
+    torch.testing.assert_close(operands.weight, quantize_weight(w, spec), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(operands.y, x @ quantize_weight(w, spec).T)
+    assert operands.tokens is x
+    assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("width", [24, 64])
+@pytest.mark.parametrize("act", [None, ActQuant(bits=2, scale="minmax", grid="mid_tread")])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_weight_that_is_quantized_already(width: int, act: ActQuant | None, rank: int | None) -> None:
+    rotation = Rotation(Transform(), width, 0)
+    quantizer = None if act is None else ActFakeQuantizer(act, width)
+    x, weight, bias = normal(6, width), normal(5, width), normal(5)
+    left, right = (None, None) if rank is None else (normal(5, rank), normal(rank, width))
+    tokens, inner = rotate_and_quantize(x, rotation, quantizer, right)
+    rotated = rotation(x)
+    expected = (rotated if quantizer is None else quantizer(rotated)) @ weight.T + bias
+    if left is not None and right is not None:
+        expected = expected + rotated @ right.T @ left.T
+    torch.testing.assert_close(linear(tokens, weight, bias, inner, left), expected)
+
+
+def test_heads_are_quantized_token_by_token_wherever_they_lie() -> None:
+    quantizer = ActFakeQuantizer(ActQuant(bits=8, scale="absmax", grid="mid_tread"), 5)
+    as_made = normal(2, 7, 3, 4, 5)
+    for qkv in (as_made.permute(2, 0, 3, 1, 4), as_made.permute(2, 0, 3, 1, 4).contiguous()):
+        out = quantize_heads(qkv, quantizer)
+        assert out.is_contiguous()
+        torch.testing.assert_close(out, quantizer(qkv), rtol=1e-12, atol=1e-12)
+    assert quantize_heads(qkv.bfloat16(), quantizer).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -95,9 +148,9 @@ def test_extremes_are_those_of_torch(dtype: torch.dtype, width: int) -> None:
     x[5] = -0.0
     x[6, 0] = float("inf")
     x[7, 0] = float("-inf")
-    found = torch.from_numpy(kernels.extremes(x.numpy()))
-    torch.testing.assert_close(found, torch.stack((x.amin(1), x.amax(1)), 1), rtol=0, atol=0)
-    assert torch.equal(torch.from_numpy(kernels.magnitudes(x.numpy())), x.abs().amax(1))
+    for row in x:
+        assert kernels.extremes(row.numpy()) == (row.min().item(), row.max().item())
+        assert kernels.magnitude(row.numpy()) == row.abs().max().item()
 
 
 @pytest.mark.parametrize("scale", ["gaussian", "absmax", "minmax"])
