@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robuq.batches import known_labels, noised_at_mixed_timesteps
-from robuq.config import BitAllocation, DiffusionConfig, EvalConfig, ModelConfig, PrecisionMap
+from robuq.config import BitAllocation, DiffusionConfig, EvalConfig, LossConfig, ModelConfig, PrecisionMap
 from robuq.cost import average_bits, layer_costs, summarise
 from robuq.data.load import ImageData
 from robuq.diffusion.loss import HeldOutLoss, held_out_loss
 from robuq.diffusion.sampler import sample_images
 from robuq.diffusion.schedule import NoiseSchedule
+from robuq.distributions import distributions
 from robuq.metrics.classifier import FeatureClassifier
 from robuq.metrics.protocol import image_metrics
 from robuq.models.dit import DiT
@@ -27,7 +28,7 @@ from robuq.seeding import derived_generator
 from robuq.stages import ProgressFile
 from robuq.telemetry import block_layers, capture_tokens, levels_in_sigmas, rotated_tokens
 
-SAMPLES, TOKENS = "samples.npz", "tokens.npz"
+SAMPLES, TOKENS, DISTRIBUTIONS = "samples.npz", "tokens.npz", "distributions.npz"
 TOKEN_IMAGES, MAX_TOKENS = 64, 512
 
 
@@ -46,15 +47,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics by name; `num_images=0` leaves out those of drawn images.
 
-    `work` receives `samples.npz` (`images` (G, H, W, C) uint8, `labels` (G,)), `tokens.npz` (`middle_tokens`), and the
-    images drawn so far, from which a killed evaluation continues.
+    `work` receives `samples.npz` (`images` (G, H, W, C) uint8, `labels` (G,)), `tokens.npz` (`middle_tokens`),
+    `distributions.npz` (`distributions`), and the images drawn so far, from which a killed evaluation continues.
 
     Raises:
         NotFiniteError: the held-out loss or a drawn image is not finite.
     """
     metrics = loss_metrics(model, data, diffusion, config)
     if config.distributions:
-        np.savez(work / TOKENS, allow_pickle=False, **middle_tokens(model, data, NoiseSchedule(diffusion)))
+        schedule = NoiseSchedule(diffusion)
+        np.savez(work / TOKENS, allow_pickle=False, **middle_tokens(model, data, schedule))
+        np.savez_compressed(work / DISTRIBUTIONS, allow_pickle=False, **distributions(model, data, schedule))
     if config.sample.num_images:
         labels = balanced_labels(config.sample.num_images, data.num_classes)
         images = drawn_images(model, known_labels(labels, model.null_label), diffusion, config, work)
@@ -71,19 +74,33 @@ def loss_metrics(model: DiT, data: ImageData, diffusion: DiffusionConfig, config
     are left to report on.
     """
     schedule = NoiseSchedule(diffusion)
-    loss = _checked_loss("held-out", model, schedule, data.held_out_images, data.held_out_labels, config)
+    loss = _checked_loss("held-out", model, schedule, data.held_out_images, data.held_out_labels, config.loss)
     bins = {f"held_out_loss_bin_{i}": value for i, value in enumerate(loss.per_timestep) if value is not None}
     metrics = {"held_out_loss": loss.mean, **bins}
     if len(data.validation_images):
-        tuning = _checked_loss("validation", model, schedule, data.validation_images, data.validation_labels, config)
+        tuning = _checked_loss(
+            "validation", model, schedule, data.validation_images, data.validation_labels, config.loss
+        )
         metrics["validation_loss"] = tuning.mean
     return metrics
 
 
+def probe_loss(model: DiT, data: ImageData, schedule: NoiseSchedule, config: LossConfig) -> float:
+    """The loss that searches compare networks by: of validation images, or of training images if there are none.
+
+    Raises:
+        NotFiniteError: it is not finite.
+    """
+    images, labels = data.validation_images, data.validation_labels
+    if not len(images):
+        images, labels = data.train_images, data.train_labels
+    return _checked_loss("probe", model, schedule, images, labels, config).mean
+
+
 def _checked_loss(
-    name: str, model: DiT, schedule: NoiseSchedule, images: Tensor, labels: Tensor, config: EvalConfig
+    name: str, model: DiT, schedule: NoiseSchedule, images: Tensor, labels: Tensor, config: LossConfig
 ) -> HeldOutLoss:
-    loss = held_out_loss(model, schedule, images, known_labels(labels, model.null_label), config.loss)
+    loss = held_out_loss(model, schedule, images, known_labels(labels, model.null_label), config)
     if not math.isfinite(loss.mean):
         raise NotFiniteError(f"{name} loss is {loss.mean}: the network diverged")
     return loss

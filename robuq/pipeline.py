@@ -1,4 +1,4 @@
-"""What each kind of stage does: features, full_precision, qat, evaluate.
+"""What each kind of stage does: from `features` and `full_precision` to `evaluate`.
 
 `run_stage` is all that an executor needs. A stage works in its own folder, continues from what an earlier attempt left
 there, and appears under its final name, whole, when it is done.
@@ -19,23 +19,32 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from robuq.ampn.allocate import allocate
+from robuq.ampn.bits_file import bits_data, read_bits
+from robuq.ampn.problem import make_problem
+from robuq.ampn.sensitivity import measure_sensitivity
+from robuq.ampn.table import SensitivityTable
 from robuq.calibrate import calibrate_
 from robuq.config import (
+    BLOCK_ROLES,
+    AmpnConfig,
     BitAllocation,
     CalibrationConfig,
     DataConfig,
     DiffusionConfig,
     EvalConfig,
     FeatureConfig,
+    LossConfig,
     ModelConfig,
     PrecisionMap,
     QuantSpec,
+    SensitivityConfig,
     TrainConfig,
     resolve_specs,
 )
 from robuq.data.load import ImageData, check_model_fits, load_data
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.evaluate import NotFiniteError, cost_metrics, evaluate
+from robuq.evaluate import NotFiniteError, cost_metrics, evaluate, probe_loss
 from robuq.metrics.classifier import (
     accuracy,
     load_classifier,
@@ -46,13 +55,15 @@ from robuq.metrics.classifier import (
 )
 from robuq.metrics.protocol import real_floor
 from robuq.models.dit import DiT, build_dit, load_dit, save_dit
+from robuq.quant.bits import set_bits_
 from robuq.quant.storage import load_quantized, save_quantized
 from robuq.quant.surgery import needs_calibration, quantize_
 from robuq.seeding import derived_seed
-from robuq.stages import Stage, StageStore
+from robuq.stages import ProgressFile, Stage, StageStore, write_json
 from robuq.train import TrainingDiverged, TrainResult, train
 
 MODEL, CLASSIFIER, FEATURES = "model", "classifier.safetensors", "features.safetensors"
+SENSITIVITY, BITS = "sensitivity.json", "bits.json"
 
 
 class StageFailed(RuntimeError):
@@ -142,7 +153,7 @@ def full_precision(stage: Stage, store: StageStore, work: Path, device: str) -> 
 
 def qat(stage: Stage, store: StageStore, work: Path, device: str) -> StageOutput:
     """Quantization-aware training from the full-precision model; as many steps more of it if nothing is quantized."""
-    setting = _Setting(stage)
+    setting = _Setting(stage, store)
     model = load_dit(store.folder(stage.inputs["full_precision"]) / MODEL)
     if setting.specs:
         quantize_(model, setting.specs, setting.seed)
@@ -158,9 +169,41 @@ def qat(stage: Stage, store: StageStore, work: Path, device: str) -> StageOutput
     return _trained(result)
 
 
+def sensitivity(stage: Stage, store: StageStore, work: Path, device: str) -> StageOutput:
+    """What each bit-width of each decision does to the warmed-up network."""
+    setting = _Setting(stage)
+    config = SensitivityConfig.parse(stage.config["sensitivity"], "ampn.sensitivity")
+    model = load_quantized(store.folder(stage.inputs["warm_up"]) / MODEL).to(device)
+    progress = ProgressFile(work, "measuring", len(BLOCK_ROLES) * setting.model.num_layers)
+    table = measure_sensitivity(model, setting.data, setting.schedule, config, lambda done, _: progress.update(done))
+    table.save(work / SENSITIVITY)
+    return StageOutput({**table.noise(), **{f"{name}_seconds": value for name, value in table.seconds.items()}})
+
+
+def allocation(stage: Stage, store: StageStore, work: Path, device: str) -> StageOutput:
+    """The bits that the budget allows, by the allocator that is asked for."""
+    table = SensitivityTable.load(store.folder(stage.inputs["sensitivity"]) / SENSITIVITY)
+    model, ampn = ModelConfig.parse(stage.config["model"], "model"), AmpnConfig.parse(stage.config["ampn"], "ampn")
+    precision = PrecisionMap.parse(stage.config["precision"], "precision")
+    problem = make_problem(table, model, precision, ampn.budget, ampn.measure)
+    found = allocate(problem, ampn.allocator)
+    write_json(work / BITS, bits_data(problem, found, ampn, model, precision))
+    return StageOutput({"damage": found.damage, "cost": found.cost})
+
+
+def probe(stage: Stage, store: StageStore, work: Path, device: str) -> StageOutput:
+    """The validation loss of a network, at the bits it was trained with or at others."""
+    setting = _Setting(stage)
+    model = load_quantized(store.folder(stage.inputs["network"]) / MODEL)
+    if setting.allocation is not None:
+        set_bits_(model, setting.allocation.bits)
+    loss = probe_loss(model.to(device), setting.data, setting.schedule, LossConfig.parse(stage.config["loss"], "loss"))
+    return StageOutput({"validation_loss": loss})
+
+
 def evaluation(stage: Stage, store: StageStore, work: Path, device: str) -> StageOutput:
     """All metrics of the trained model, beside the floor that real images get."""
-    setting = _Setting(stage)
+    setting = _Setting(stage, store)
     config = EvalConfig.parse(stage.config["evaluation"], "evaluation")
     folder, known = store.folder(stage.inputs["qat"]) / MODEL, store.folder(stage.inputs["features"])
     model = load_quantized(folder) if setting.specs else load_dit(folder)
@@ -177,7 +220,11 @@ Worker = Callable[[Stage, StageStore, Path, str], StageOutput]
 WORKERS: dict[str, Worker] = {
     "features": features,
     "full_precision": full_precision,
+    "warm_up": qat,
+    "sensitivity": sensitivity,
+    "allocate": allocation,
     "qat": qat,
+    "probe": probe,
     "evaluate": evaluation,
 }
 
@@ -185,7 +232,7 @@ WORKERS: dict[str, Worker] = {
 class _Setting:
     """The parts of a stage's configuration that its worker needs, parsed and checked against the data."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, store: StageStore | None = None) -> None:
         self._config = stage.config
         self.seed = int(stage.config.get("seed", 0))
         self.model = ModelConfig.parse(stage.config["model"], "model")
@@ -194,14 +241,23 @@ class _Setting:
         self.data: ImageData = load_data(DataConfig.parse(stage.config["data"], "data"))
         check_model_fits(self.model, self.data)
         self.precision = PrecisionMap.parse(stage.config.get("precision", {}), "precision")
-        allocation = stage.config.get("allocation")
-        self.allocation = None if allocation is None else BitAllocation.parse(allocation, "allocation")
-        self.specs: dict[str, QuantSpec] = resolve_specs(self.precision, self.model.num_layers, self.allocation)
+        self.allocation = _allocation_of(stage, store)
+        self.specs: dict[str, QuantSpec] = {}
+        if not self.precision.is_full_precision():
+            self.specs = resolve_specs(self.precision, self.model.num_layers, self.allocation)
 
     def train(self, model: DiT, purpose: str, work: Path, device: str) -> TrainResult:
         """Pre-training and what follows it draw from different streams, also at equal seeds."""
         config = TrainConfig.parse(self._config["train"], "train")
         return train(model, self.data, self.schedule, config, derived_seed(self.seed, purpose), work, device)
+
+
+def _allocation_of(stage: Stage, store: StageStore | None) -> BitAllocation | None:
+    """The bits that the configuration gives, or that AMPN found."""
+    if store is not None and (found := stage.inputs.get("allocate")):
+        return read_bits(store.folder(found) / BITS)
+    given = stage.config.get("allocation")
+    return None if given is None else BitAllocation.parse(given, "allocation")
 
 
 def _worker(stage: Stage, store: StageStore) -> Worker:

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robuq.config import RunConfig
+from robuq.config import BitAllocation, RunConfig
 
-CODE_EPOCH = 1  # raise when a change alters numbers; CHANGELOG says so under "numbers changed"
+CODE_EPOCH = 2  # raise when a change alters numbers; CHANGELOG says so under "numbers changed"
 
-KINDS = ("features", "full_precision", "qat", "evaluate")  # in dependency order
+# In dependency order. `probe` is for searches: the validation loss of a network, and nothing else.
+KINDS = ("features", "full_precision", "warm_up", "sensitivity", "allocate", "qat", "probe", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,79 @@ def make_stage(kind: str, config: Mapping[str, Any], data: str, inputs: Mapping[
 
 
 def stages_of(run: RunConfig, data: str) -> tuple[Stage, ...]:
-    """The run's stages in dependency order; the last one is its evaluation."""
-    part = run.model_dump(mode="json")
-    evaluation = part["evaluation"]
-    features = make_stage("features", {"data": part["data"], "features": evaluation["features"]}, data, {})
-    common = {name: part[name] for name in ("data", "model", "diffusion")}
-    full_precision = make_stage(
-        "full_precision", {**common, "train": part["pretrain"], "seed": run.pretrain_seed}, data, {}
-    )
-    quantized = {name: part[name] for name in ("precision", "allocation", "calibration", "train", "seed")}
-    qat = make_stage("qat", {**common, **quantized}, data, {"full_precision": full_precision})
-    judged = {**common, **{name: part[name] for name in ("precision", "allocation")}, "evaluation": evaluation}
-    evaluate = make_stage("evaluate", judged, data, {"qat": qat, "features": features})
-    return features, full_precision, qat, evaluate
+    """The run's stages in dependency order; the last one is its evaluation.
+
+    Without AMPN: features, full_precision, qat, evaluate. With it, its bits are found on the way: warm_up, sensitivity
+    and allocate come before qat, which starts from the full-precision network all the same.
+    """
+    parts = _Parts(run, data)
+    features = parts.stage("features", {"features": parts.of["evaluation"]["features"]})
+    found = parts.allocate() if run.ampn else ()
+    decided = {"allocate": found[-1]} if found else {}
+    qat = parts.stage("qat", parts.quantization(), full_precision=parts.full_precision, **decided)
+    judged = {**parts.network, **parts.named("precision", "allocation", "evaluation")}
+    evaluate = parts.stage("evaluate", judged, qat=qat, features=features, **decided)
+    return features, parts.full_precision, *found, qat, evaluate
+
+
+def sensitivity_stages(run: RunConfig, data: str) -> tuple[Stage, ...]:
+    """full_precision, warm_up, sensitivity. `run.ampn` must be set."""
+    parts = _Parts(run, data)
+    return parts.full_precision, *parts.allocate()[:2]
+
+
+def probe_stages(run: RunConfig, data: str) -> tuple[Stage, ...]:
+    """full_precision, qat, probe: the validation loss after `run.train`. `run.allocation` gives the bits."""
+    parts = _Parts(run, data)
+    qat = parts.stage("qat", parts.quantization(telemetry_every=0), full_precision=parts.full_precision)
+    return parts.full_precision, qat, parts.probe(qat)
+
+
+def warmed_probe_stages(run: RunConfig, allocation: BitAllocation, data: str) -> tuple[Stage, ...]:
+    """full_precision, warm_up, probe: the validation loss of the network that the sensitivity of `run.ampn` is
+    measured on, at other bits and without further training."""
+    parts = _Parts(run, data)
+    warm_up = parts.allocate()[0]
+    return parts.full_precision, warm_up, parts.probe(warm_up, allocation)
+
+
+class _Parts:
+    """A run's configuration, cut into what each of its stages depends on."""
+
+    def __init__(self, run: RunConfig, data: str) -> None:
+        self.of = run.model_dump(mode="json")
+        self._data = data
+        self.network = self.named("model", "diffusion")
+        pretraining = {**self.network, "train": self.of["pretrain"], "seed": run.pretrain_seed}
+        self.full_precision = self.stage("full_precision", pretraining)
+
+    def named(self, *names: str) -> dict[str, Any]:
+        return {name: self.of[name] for name in names}
+
+    def stage(self, kind: str, config: Mapping[str, Any], **inputs: Stage) -> Stage:
+        return make_stage(kind, {**self.named("data"), **config}, self._data, inputs)
+
+    def quantization(self, **training: Any) -> dict[str, Any]:
+        """What quantization-aware training depends on; `training` replaces fields of the training's settings."""
+        own = {**self.network, **self.named("precision", "allocation", "calibration", "seed")}
+        return {**own, "train": {**self.of["train"], **training}}
+
+    def allocate(self) -> tuple[Stage, Stage, Stage]:
+        """warm_up, sensitivity, allocate"""
+        ampn = dict(self.of["ampn"])
+        measured = ampn.pop("sensitivity")
+        steps, width = measured.pop("warm_up_steps"), {"allocation": None}
+        warmed = {**self.quantization(steps=steps, telemetry_every=0), **width}
+        warm_up = self.stage("warm_up", warmed, full_precision=self.full_precision)
+        known = {**self.network, "sensitivity": {**measured, "warm_up_steps": steps}}
+        sensitivity = self.stage("sensitivity", known, warm_up=warm_up)
+        decided = {**self.named("model", "precision"), "ampn": ampn}
+        return warm_up, sensitivity, self.stage("allocate", decided, sensitivity=sensitivity)
+
+    def probe(self, network: Stage, allocation: BitAllocation | None = None) -> Stage:
+        bits = None if allocation is None else allocation.model_dump(mode="json")
+        judged = {**self.network, "allocation": bits, "loss": self.of["evaluation"]["loss"]}
+        return self.stage("probe", judged, network=network)
 
 
 def distinct(stages: Iterable[Stage]) -> list[Stage]:

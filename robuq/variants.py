@@ -11,10 +11,13 @@ from collections.abc import Callable
 from robuq.config import (
     BLOCK_ROLES,
     ActQuant,
+    AmpnConfig,
+    Budget,
     ConfigError,
     LowRank,
     PrecisionMap,
     QuantSpec,
+    SensitivityConfig,
     Transform,
     WeightQuant,
     did_you_mean,
@@ -131,6 +134,26 @@ def robust_no_rotation(act_bits: int) -> PrecisionMap:
 def robuq_uniform(act_bits: int) -> PrecisionMap:
     """RobuQ with one activation width everywhere (without AMPN)."""
     return block_linears(QuantSpec(act=robust_act(act_bits), weight=TERNARY, transform=ROTATION, low_rank=LowRank()))
+
+
+@recipe
+def robuq(act_bits: int) -> PrecisionMap:
+    """RobuQ with AMPN: `act_bits` on average, weighted by MACs; each layer's own bits are found by sensitivity."""
+    return robuq_uniform(act_bits)
+
+
+AMPN_VARIANTS = ("robuq",)
+
+
+def ampn(name: str, act_bits: int) -> AmpnConfig | None:
+    """How the variant finds its bits; None: it has one width.
+
+    A decision is measured while all others have the budget's width: of the cheap measures that was the one that
+    ordered allocations best as training does (docs/results/digits_predictors).
+    """
+    if name not in AMPN_VARIANTS:
+        return None
+    return AmpnConfig(budget=Budget(limit=float(act_bits)), sensitivity=SensitivityConfig(reference=act_bits))
 
 
 # --- comparison rows ------------------------------------------------------------------------------------------

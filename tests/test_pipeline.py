@@ -12,8 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 import robuq.pipeline
+from robuq.ampn.allocate import exact
+from robuq.ampn.bits_file import read_bits
+from robuq.ampn.problem import bit_allocation, make_problem
+from robuq.ampn.table import SensitivityTable
 from robuq.config import (
+    BLOCK_ROLES,
     MODEL_PRESETS,
+    AmpnConfig,
+    BitAllocation,
+    Budget,
     DataConfig,
     EvalConfig,
     FeatureConfig,
@@ -21,13 +29,20 @@ from robuq.config import (
     PrecisionMap,
     RunConfig,
     SampleConfig,
+    SensitivityConfig,
     TrainConfig,
+    decision_name,
 )
 from robuq.data.fingerprint import data_fingerprint
+from robuq.data.load import load_data
+from robuq.diffusion.schedule import NoiseSchedule
+from robuq.evaluate import probe_loss
 from robuq.models.dit import build_dit, load_dit, save_dit
 from robuq.pipeline import StageFailed, run_stage
+from robuq.quant.bits import decision_layers
 from robuq.quant.storage import load_quantized
-from robuq.stages import ProgressFile, Stage, StageStore, stages_of
+from robuq.record.collect import collect_run
+from robuq.stages import ProgressFile, Stage, StageStore, probe_stages, stages_of, warmed_probe_stages
 from robuq.train import TrainingDiverged
 from robuq.variants import variant
 
@@ -78,7 +93,7 @@ def test_every_stage_leaves_its_files_and_its_result(root: Path) -> None:
     assert files(store.folder(of["qat"].id)) == trained | quantized
     known = {"classifier.safetensors", "features.safetensors", "stage.json", "result.json"}
     assert files(store.folder(of["features"].id)) == known
-    judged = {"samples.npz", "tokens.npz", "stage.json", "result.json"}
+    judged = {"samples.npz", "tokens.npz", "distributions.npz", "stage.json", "result.json"}
     assert files(store.folder(of["evaluate"].id)) == judged
     for stage in of.values():
         result = store.result(stage.id)
@@ -125,7 +140,9 @@ def same_content(one: Path, other: Path) -> bool:
         return tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
     if one.suffix == ".npz":
         with np.load(one) as arrays, np.load(other) as expected:
-            return set(arrays) == set(expected) and all(np.array_equal(arrays[k], expected[k]) for k in arrays)
+            return set(arrays) == set(expected) and all(
+                np.array_equal(arrays[k], expected[k], equal_nan=arrays[k].dtype.kind == "f") for k in arrays
+            )
     return one.read_bytes() == other.read_bytes()
 
 
@@ -197,6 +214,67 @@ def test_a_killed_stage_goes_on_from_its_checkpoint(
         assert (store.folder(stage.id) / name).read_bytes() == (expected / name).read_bytes()
 
 
+# --- AMPN -----------------------------------------------------------------------------------------------------
+
+MEASURED = SensitivityConfig(candidates=(1, 2, 3, 4), warm_up_steps=2, num_images=8, batch_size=4)
+FOUND = RUN.updated(ampn=AmpnConfig(budget=Budget(limit=2.0), sensitivity=MEASURED))
+
+
+def test_ampn_trains_with_the_bits_that_it_finds(root: Path) -> None:
+    results, of, store = execute(FOUND, root), stages(FOUND), StageStore(root)
+    table = SensitivityTable.load(store.folder(of["sensitivity"].id) / "sensitivity.json")
+    assert (len(table.decisions), table.candidates) == (4 * FOUND.model.num_layers, (1, 2, 3, 4))
+    assert {"split_half_spearman", "loss_seconds"} <= results["sensitivity"]["metrics"].keys()
+    bits = read_bits(store.folder(of["allocate"].id) / "bits.json")
+    problem = make_problem(table, FOUND.model, FOUND.precision, Budget(limit=2.0))
+    assert bits == bit_allocation(problem, exact(problem).bits)
+    trained = load_quantized(store.folder(of["qat"].id) / "model")
+    assert {name: layer.spec.act.bits for name, layer in decision_layers(trained).items() if layer.spec.act} == (
+        bits.bits
+    )
+    metrics = results["evaluate"]["metrics"]
+    assert 1 <= metrics["average_bits_macs"] <= 2
+    assert metrics["bops"] < StageStore(root).result(stages(RUN)["evaluate"].id)["metrics"]["bops"] * 1.001
+    record = collect_run("p", FOUND, tuple(of.values()), "data", store)
+    assert (record.allocation, record.act_bits, record.label) == (bits.bits, 2.0, "W1.58A2")
+    assert set(record.artifacts) >= {"sensitivity.json", "samples.npz"}
+
+
+def test_training_at_given_bits_is_training_at_bits_that_were_found(root: Path) -> None:
+    execute(FOUND, root)
+    store, of = StageStore(root), stages(FOUND)
+    given = FOUND.updated(ampn=None, allocation=read_bits(store.folder(of["allocate"].id) / "bits.json"))
+    assert execute(given, root)["evaluate"]["metrics"] == store.result(of["evaluate"].id)["metrics"]
+
+
+def test_probes_are_the_validation_loss(root: Path) -> None:
+    store = StageStore(root)
+    for stage in probe_stages(RUN, data_fingerprint(RUN.data)):
+        result = run_stage(stage, store)
+    judged = store.result(stages(RUN)["evaluate"].id)["metrics"]
+    assert result["metrics"] == {"validation_loss": judged["validation_loss"]}
+
+
+def test_probes_judge_the_warmed_up_network_at_other_bits(root: Path) -> None:
+    names = [decision_name(block, role) for block in range(FOUND.model.num_layers) for role in BLOCK_ROLES]
+    losses = []
+    for width in (1, 2, 8):
+        bits = BitAllocation(bits=dict.fromkeys(names, width))
+        for stage in warmed_probe_stages(FOUND, bits, data_fingerprint(FOUND.data)):
+            result = run_stage(stage, StageStore(root))
+        losses.append(result["metrics"]["validation_loss"])
+    own = load_quantized(root / stages(FOUND)["warm_up"].id / "model")
+    data = load_data(FOUND.data)
+    assert len(set(losses)) == 3
+    assert losses[1] == probe_loss(own, data, NoiseSchedule(FOUND.diffusion), FOUND.evaluation.loss)
+
+
+def test_a_budget_out_of_reach_is_recorded(root: Path) -> None:
+    run = FOUND.updated(ampn=AmpnConfig(budget=Budget(limit=0.5), sensitivity=MEASURED))
+    with pytest.raises(StageFailed, match=r"unusable: budget 0\.5 mean bits by macs cannot be reached: from 1 to 4"):
+        execute(run, root)
+
+
 # --- failures -------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +325,9 @@ def test_inputs_must_be_done(tmp_path: Path) -> None:
 
 
 def test_unknown_kinds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StageFailed, match="unknown kind of stage 'qatt': allowed are features, full_precision, qat"):
+    with pytest.raises(
+        StageFailed, match="unknown kind of stage 'qatt': allowed are features, full_precision, warm_up"
+    ):
         run_stage(Stage("qatt", "0" * 16, {}), StageStore(tmp_path))
 
 

@@ -15,6 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robuq.config import (
+    AmpnConfig,
+    BitAllocation,
+    Budget,
     CalibrationConfig,
     DataConfig,
     DiffusionConfig,
@@ -23,7 +26,9 @@ from robuq.config import (
     LossConfig,
     RunConfig,
     SampleConfig,
+    SensitivityConfig,
     TrainConfig,
+    decision_name,
     model_preset,
 )
 from robuq.stages import (
@@ -33,16 +38,23 @@ from robuq.stages import (
     StageStore,
     distinct,
     make_stage,
+    probe_stages,
     protocol_fingerprint,
+    sensitivity_stages,
     stages_of,
+    warmed_probe_stages,
     write_json,
 )
-from robuq.variants import VARIANTS, variant
+from robuq.variants import AMPN_VARIANTS, VARIANTS, variant
 
 RUN = RunConfig(variant="x", precision=variant("baseline"))
+FOUND = RUN.updated(ampn=AmpnConfig(budget=Budget(limit=2.0)))
 DATA = "0" * 16
+PLAIN = ("features", "full_precision", "qat", "evaluate")  # of a run without AMPN
 TRAINED = {"full_precision", "qat", "evaluate"}
 QUANTIZED = {"qat", "evaluate"}
+DECIDED = {"allocate", *QUANTIZED}
+MEASURED = {"sensitivity", *DECIDED}
 
 
 def keys(run: RunConfig, data: str = DATA) -> dict[str, str]:
@@ -51,7 +63,7 @@ def keys(run: RunConfig, data: str = DATA) -> dict[str, str]:
 
 def changed(run: RunConfig, data: str = DATA) -> set[str]:
     before, after = keys(RUN), keys(run, data)
-    return {kind for kind in KINDS if before[kind] != after[kind]}
+    return {kind for kind in before if before[kind] != after[kind]}
 
 
 # --- keys -------------------------------------------------------------------------------------------------------
@@ -63,8 +75,8 @@ def changed(run: RunConfig, data: str = DATA) -> set[str]:
         ({"variant": "another name"}, set()),
         ({"seed": 1}, QUANTIZED),
         ({"pretrain_seed": 1}, TRAINED),
-        ({"data": DataConfig(split_seed=1)}, set(KINDS)),
-        ({"data": DataConfig(validation=0.2)}, set(KINDS)),
+        ({"data": DataConfig(split_seed=1)}, set(PLAIN)),
+        ({"data": DataConfig(validation=0.2)}, set(PLAIN)),
         ({"model": model_preset("nano")}, TRAINED),
         ({"diffusion": DiffusionConfig(num_timesteps=500)}, TRAINED),
         ({"pretrain": RUN.pretrain.updated(lr=0.5)}, TRAINED),
@@ -82,19 +94,20 @@ def test_a_setting_changes_the_stages_that_depend_on_it(change: dict[str, Any], 
 
 
 def test_the_data_and_the_code_change_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert changed(RUN, "1" * 16) == set(KINDS)
+    assert changed(RUN, "1" * 16) == set(PLAIN)
     before, protocol = keys(RUN), protocol_fingerprint(RUN, DATA)
     monkeypatch.setattr("robuq.stages.CODE_EPOCH", 10**9)
     after = keys(RUN)
-    assert all(before[kind] != after[kind] for kind in KINDS)
+    assert all(before[kind] != after[kind] for kind in PLAIN)
     assert protocol_fingerprint(RUN, DATA) != protocol
 
 
 def test_all_variants_start_from_one_network() -> None:
     """Three seeds of every variant: one classifier, one pre-training, and a chain of their own for each."""
-    runs = [RUN.updated(precision=variant(name), seed=seed) for name, seed in itertools.product(VARIANTS, range(3))]
+    names = sorted(set(VARIANTS) - set(AMPN_VARIANTS))
+    runs = [RUN.updated(precision=variant(name), seed=seed) for name, seed in itertools.product(names, range(3))]
     stages = distinct(stage for run in runs for stage in stages_of(run, DATA))
-    counts = {kind: sum(stage.kind == kind for stage in stages) for kind in KINDS}
+    counts = {kind: sum(stage.kind == kind for stage in stages) for kind in PLAIN}
     assert counts == {"features": 1, "full_precision": 1, "qat": len(runs), "evaluate": len(runs)}
 
 
@@ -103,9 +116,67 @@ def test_stages_come_after_their_inputs_and_name_them() -> None:
     assert (features.inputs, full_precision.inputs) == ({}, {})
     assert qat.inputs == {"full_precision": full_precision.id}
     assert evaluate.inputs == {"qat": qat.id, "features": features.id}
-    assert [stage.kind for stage in stages_of(RUN, DATA)] == list(KINDS)
+    assert [stage.kind for stage in stages_of(RUN, DATA)] == list(PLAIN)
     assert qat.id == f"qat/{qat.key}"
     assert all(len(stage.key) == 16 and int(stage.key, 16) >= 0 for stage in stages_of(RUN, DATA))
+
+
+# --- AMPN -------------------------------------------------------------------------------------------------------
+
+
+def test_ampn_finds_the_bits_on_the_way() -> None:
+    kinds = ["features", "full_precision", "warm_up", "sensitivity", "allocate", "qat", "evaluate"]
+    stages = stages_of(FOUND, DATA)
+    assert [stage.kind for stage in stages] == kinds
+    assert set(kinds) | {"probe"} == set(KINDS)
+    of = {stage.kind: stage for stage in stages}
+    assert of["warm_up"].inputs == {"full_precision": of["full_precision"].id}
+    assert of["sensitivity"].inputs == {"warm_up": of["warm_up"].id}
+    assert of["allocate"].inputs == {"sensitivity": of["sensitivity"].id}
+    assert of["qat"].inputs == {"full_precision": of["full_precision"].id, "allocate": of["allocate"].id}
+    assert of["evaluate"].inputs == {name: of[name].id for name in ("qat", "features", "allocate")}
+    assert of["full_precision"] == stages_of(RUN, DATA)[1]
+    assert of["qat"].key != keys(RUN)["qat"]
+    assert sensitivity_stages(FOUND, DATA) == stages[1:4]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"budget": Budget(limit=2.5)}, DECIDED),
+        ({"budget": Budget(limit=2.0, weights="layers")}, DECIDED),
+        ({"allocator": "greedy"}, DECIDED),
+        ({"measure": "second_order"}, DECIDED),
+        ({"sensitivity": SensitivityConfig(num_images=7)}, MEASURED),
+        ({"sensitivity": SensitivityConfig(reference=2)}, MEASURED),
+        ({"sensitivity": SensitivityConfig(warm_up_steps=0)}, {"warm_up", *MEASURED}),
+    ],
+)
+def test_a_setting_of_ampn_changes_the_stages_that_depend_on_it(change: dict[str, Any], expected: set[str]) -> None:
+    assert FOUND.ampn is not None
+    before, after = keys(FOUND), keys(FOUND.updated(ampn=FOUND.ampn.updated(**change)))
+    assert {kind for kind in before if before[kind] != after[kind]} == expected
+
+
+def test_what_only_the_run_itself_needs_does_not_change_its_sensitivity() -> None:
+    longer = FOUND.train.updated(telemetry_every=50)
+    before, after = keys(FOUND), keys(FOUND.updated(train=longer, evaluation=EvalConfig(grid_images=3)))
+    assert {kind for kind in before if before[kind] != after[kind]} == QUANTIZED
+    assert keys(FOUND.updated(train=FOUND.train.updated(steps=999)))["warm_up"] == before["warm_up"]
+
+
+def test_probes_share_networks_and_judge_other_bits() -> None:
+    bits = [BitAllocation(bits={decision_name(0, "qkv"): width}) for width in (1, 2)]
+    warmed = [warmed_probe_stages(FOUND, allocation, DATA) for allocation in bits]
+    assert warmed[0][:2] == warmed[1][:2] == stages_of(FOUND, DATA)[1:3]
+    assert warmed[0][2].key != warmed[1][2].key
+    trained = [probe_stages(RUN.updated(allocation=allocation), DATA) for allocation in bits]
+    assert trained[0][0] == trained[1][0] == warmed[0][0]
+    assert len({stage.key for stages in trained for stage in stages}) == 5
+    for chain in (*warmed, *trained):
+        assert [chain[2].kind, chain[2].inputs] == ["probe", {"network": chain[1].id}]
+    judged_otherwise = RUN.updated(allocation=bits[0], evaluation=EvalConfig(sample=SampleConfig(seed=1)))
+    assert probe_stages(judged_otherwise, DATA) == trained[0]
 
 
 @given(st.permutations(["a", "b", "c"]))

@@ -11,11 +11,15 @@ import pytest
 
 from robuq.config import BLOCK_ROLES, ConfigError, PrecisionMap, RunConfig, display_label, module_names, resolve_specs
 from robuq.models.dit import build_dit
-from robuq.variants import ADALN_4, ATTENTION_8, VARIANTS, recipe, variant
+from robuq.variants import ADALN_4, ATTENTION_8, VARIANTS, ampn, recipe, variant
 
 CONTROLS = ("full_precision", "ternary_only", "ternary_rotation", "ternary_low_rank_rotation")  # activations stay
 NAMES = sorted(VARIANTS)
 QUANTIZED = sorted(set(VARIANTS) - set(CONTROLS))
+
+
+def run_of(name: str, bits: int = 2) -> RunConfig:
+    return RunConfig(variant=name, precision=variant(name, bits), ampn=ampn(name, bits))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,14 +27,14 @@ QUANTIZED = sorted(set(VARIANTS) - set(CONTROLS))
 def test_every_recipe_survives_json_at_every_width(name: str, bits: int) -> None:
     precision = variant(name, bits)
     assert PrecisionMap.model_validate_json(precision.to_json()) == precision
-    run = RunConfig(variant=name, precision=precision)
+    run = run_of(name, bits)
     assert RunConfig.model_validate_json(run.to_json()) == run
 
 
 def test_every_recipe_and_width_has_its_own_key() -> None:
-    runs = {(name, bits): variant(name, bits) for name, bits in itertools.product(QUANTIZED, range(1, 9))}
-    runs |= {(name, 0): variant(name) for name in CONTROLS}
-    keys = {RunConfig(variant=name, precision=precision).key() for (name, _), precision in runs.items()}
+    runs = [run_of(name, bits) for name, bits in itertools.product(QUANTIZED, range(1, 9))]
+    runs += [run_of(name) for name in CONTROLS]
+    keys = {run.key() for run in runs}
     assert len(keys) == len(runs) == 8 * len(QUANTIZED) + len(CONTROLS)
 
 
@@ -80,6 +84,14 @@ def test_components_differ_in_what_their_names_say() -> None:
         assert a is not None
         assert b is not None
         assert {part for part in type(a).model_fields if getattr(a, part) != getattr(b, part)} == expected, (one, other)
+
+
+def test_ampn_is_robuq_with_a_mean_for_a_width() -> None:
+    assert variant("robuq", 3) == variant("robuq_uniform", 3)
+    assert ampn("robuq_uniform", 3) is None
+    run = run_of("robuq", 3)
+    assert run.ampn is not None
+    assert (run.ampn.budget.limit, run.ampn.budget.weights, run.label) == (3.0, "macs", "W1.58A3")
 
 
 def test_bitnet_v2_rotates_proj_and_fc2_only() -> None:

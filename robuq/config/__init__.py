@@ -1,5 +1,6 @@
 """The language that all packages share: frozen, validated values without torch."""
 
+from robuq.config.ampn import Allocator, AmpnConfig, Budget, Measure, SensitivityConfig, Weighting
 from robuq.config.base import Config, ConfigError, did_you_mean
 from robuq.config.data import DataConfig
 from robuq.config.evaluation import EvalConfig, FeatureConfig, LossConfig, SampleConfig
@@ -22,6 +23,7 @@ from robuq.config.quant import (
     resolve_specs,
 )
 from robuq.config.run import RunConfig
+from robuq.config.search import Objectives, Rung, SamplerName, SearchConfig, SpaceName
 from robuq.config.train import CalibrationConfig, DiffusionConfig, TrainConfig
 
 __all__ = [
@@ -31,7 +33,10 @@ __all__ = [
     "MODEL_PRESETS",
     "ROLES",
     "ActQuant",
+    "Allocator",
+    "AmpnConfig",
     "BitAllocation",
+    "Budget",
     "CalibrationConfig",
     "Config",
     "ConfigError",
@@ -41,14 +46,22 @@ __all__ = [
     "FeatureConfig",
     "LossConfig",
     "LowRank",
+    "Measure",
     "ModelConfig",
+    "Objectives",
     "PrecisionMap",
     "QuantSpec",
     "RunConfig",
+    "Rung",
     "SampleConfig",
+    "SamplerName",
+    "SearchConfig",
+    "SensitivityConfig",
+    "SpaceName",
     "TrainConfig",
     "Transform",
     "WeightQuant",
+    "Weighting",
     "decision_name",
     "did_you_mean",
     "display_label",

@@ -237,13 +237,18 @@ def _with_bits(spec: QuantSpec | None, bits: int, name: str) -> QuantSpec:
     return spec.updated(act=spec.act.updated(bits=bits))
 
 
-def display_label(precision: PrecisionMap, allocation: BitAllocation | None = None) -> str:
-    """`W1.58A2`: for people to read, never parsed. A mixed allocation shows its plain mean over decisions."""
+def display_label(
+    precision: PrecisionMap, allocation: BitAllocation | None = None, average_bits: float | None = None
+) -> str:
+    """`W1.58A2`: for people to read, never parsed. A mixed allocation shows its plain mean over decisions, one that is
+    still to be found the `average_bits` of its budget."""
     specs = [spec for role in BLOCK_ROLES if (spec := getattr(precision, role)) is not None]
     weights = {spec.weight.bits_per_weight if spec.weight else 32.0 for spec in specs} or {32.0}
     acts = {float(spec.act.bits) if spec.act else 32.0 for spec in specs} or {32.0}
     if allocation:
         acts = {sum(allocation.bits.values()) / len(allocation.bits)}
+    if average_bits is not None:
+        acts = {average_bits}
     return f"W{_range(weights)}A{_range(acts)}"
 
 

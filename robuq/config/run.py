@@ -6,11 +6,12 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from robuq.config.ampn import AmpnConfig
 from robuq.config.base import Config
 from robuq.config.data import DataConfig
 from robuq.config.evaluation import EvalConfig
 from robuq.config.model import ModelConfig
-from robuq.config.quant import BitAllocation, PrecisionMap, display_label, resolve_specs
+from robuq.config.quant import BLOCK_ROLES, BitAllocation, PrecisionMap, display_label, resolve_specs
 from robuq.config.train import CalibrationConfig, DiffusionConfig, TrainConfig
 
 Seed = Annotated[int, Field(ge=0)]
@@ -26,6 +27,7 @@ class RunConfig(Config):
     pretrain: TrainConfig = TrainConfig(steps=2000, lr=2e-3, checkpoint_every=500)
     precision: PrecisionMap = PrecisionMap()
     allocation: BitAllocation | None = None
+    ampn: AmpnConfig | None = None  # finds the allocation on the way
     calibration: CalibrationConfig = CalibrationConfig()
     train: TrainConfig = TrainConfig()  # quantization-aware training, from the pre-trained network
     evaluation: EvalConfig = EvalConfig()
@@ -39,16 +41,36 @@ class RunConfig(Config):
                 f"data.image_size {self.data.image_size} differs from model.image_size {self.model.image_size}"
             )
         resolve_specs(self.precision, self.model.num_layers, self.allocation)
+        self._check_ampn()
         try:
             self.evaluation.sample.check_fits(self.diffusion.num_timesteps, self.model.in_channels)
         except ValueError as error:
             raise ValueError(f"evaluation.sample.{error}") from None
         return self
 
+    def _check_ampn(self) -> None:
+        if self.ampn is None:
+            return
+        if self.allocation is not None:
+            raise ValueError("allocation and ampn both choose the bits: set one of them")
+        roles = [role for role in BLOCK_ROLES if (spec := getattr(self.precision, role)) is None or spec.act is None]
+        if roles:
+            raise ValueError(f"ampn chooses activation bits, but the precision map leaves those of {roles[0]} alone")
+        steps, warm = self.ampn.sensitivity.warm_up_steps, self.train.warmup_steps
+        if 0 < steps <= warm:
+            raise ValueError(f"ampn.sensitivity.warm_up_steps {steps} must be 0 or above train.warmup_steps {warm}")
+
     @property
     def label(self) -> str:
         """`W1.58A2`, for display."""
-        return display_label(self.precision, self.allocation)
+        return display_label(self.precision, self.allocation, self.average_bits)
+
+    @property
+    def average_bits(self) -> float | None:
+        """The mean activation bits that AMPN keeps to, where its budget is one."""
+        if self.ampn is None or self.ampn.budget.weights == "bops":
+            return None
+        return self.ampn.budget.limit
 
     def key(self) -> str:
         """Identity of the run: everything but the display name, 16 hex digits."""

@@ -112,15 +112,23 @@ class DiT(DiTTransformer2DModel):  # type: ignore[misc]  # diffusers has no type
 
     def forward(self, images: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         """(N, C, H, W), (N,) int64, (N,) int64 -> (N, C_out, H, W)"""
-        x = self.pos_embed(images)  # (N, T, D)
-        condition = F.silu(self.embedder(timesteps, labels, hidden_dtype=x.dtype))  # (N, D)
+        x, condition = self.embed(images, timesteps, labels)
         for block in self.transformer_blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block_forward, block, x, condition)
             else:
                 x = block_forward(block, x, condition)
+        return self.head(x, condition)
+
+    def embed(self, images: Tensor, timesteps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Arguments of `forward` -> the first block's tokens (N, T, D), the condition of all blocks (N, D)."""
+        x = self.pos_embed(images)
+        return x, F.silu(self.embedder(timesteps, labels, hidden_dtype=x.dtype))
+
+    def head(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The last block's tokens (N, T, D), condition (N, D) -> (N, C_out, H, W)"""
         shift, scale = self.proj_out_1(condition).unsqueeze(1).chunk(2, dim=2)  # each (N, 1, D)
-        return self.unpatchify(self.proj_out_2(modulate(self.norm_out(x), shift, scale)))
+        return self.unpatchify(self.proj_out_2(modulate(self.norm_out(x), shift, scale + 1)))
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """(N, T, P * P * C_out) -> (N, C_out, H, W)"""
@@ -129,17 +137,47 @@ class DiT(DiTTransformer2DModel):  # type: ignore[misc]  # diffusers has no type
         return x.reshape(len(x), self.out_channels, side * patch, side * patch)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """(N, T, D), (N, 1, D), (N, 1, D) -> (N, T, D), x * (1 + scale) + shift."""
-    return torch.addcmul(shift, x, scale + 1)
+def modulate(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+    """(N, T, D), (N, 1, D), (N, 1, D) -> (N, T, D), x * factor + shift."""
+    return torch.addcmul(shift, x, factor)
 
 
 def block_forward(block: Any, x: Tensor, condition: Tensor) -> Tensor:
     """One block with adaLN-Zero: (N, T, D), SiLU of the embedding (N, D) -> (N, T, D)."""
+    return modulated_block(block, x, modulations(block, condition))
+
+
+def modulations(block: Any, condition: Tensor) -> tuple[Tensor, ...]:
+    """(N, D) -> shift, factor (1 + scale) and gate of attention, then those of the feed-forward, each (N, 1, D)."""
     shift, scale, gate, shift_ff, scale_ff, gate_ff = block.norm1.linear(condition).unsqueeze(1).chunk(6, dim=2)
-    x = torch.addcmul(x, gate, block.attn1(modulate(block.norm1.norm(x), shift, scale)))
-    hidden = F.gelu(block.ff.net[0].proj(modulate(block.norm3(x), shift_ff, scale_ff)), approximate="tanh")
-    return torch.addcmul(x, gate_ff, block.ff.net[2](hidden))
+    return shift, scale + 1, gate, shift_ff, scale_ff + 1, gate_ff
+
+
+def modulated_block(block: Any, x: Tensor, modulation: tuple[Tensor, ...], *, overwrite: bool = False) -> Tensor:
+    """(N, T, D), the block's `modulations` -> (N, T, D). `overwrite`: see `activation`."""
+    shift, factor, gate, *of_feed_forward = modulation
+    x = torch.addcmul(x, gate, block.attn1(modulate(block.norm1.norm(x), shift, factor)))
+    return feed_forward(block, x, *of_feed_forward, overwrite=overwrite)
+
+
+def feed_forward(
+    block: Any, x: Tensor, shift: Tensor, factor: Tensor, gate: Tensor, *, overwrite: bool = False
+) -> Tensor:
+    """The block's second half, (N, T, D) -> (N, T, D)."""
+    hidden = block.ff.net[0].proj(modulate(block.norm3(x), shift, factor))
+    return torch.addcmul(x, gate, block.ff.net[2](activation(hidden, overwrite=overwrite)))
+
+
+def activation(hidden: Tensor, *, overwrite: bool = False) -> Tensor:
+    """(N, T, 4 D) -> (N, T, 4 D), between the two linears of the feed-forward.
+
+    `overwrite` reuses the memory of `hidden`, the largest tensor of a block: for those who need neither its gradient
+    nor what the first linear returned.
+    """
+    if overwrite:
+        reused: Tensor = torch.ops.aten.gelu_(hidden, approximate="tanh")
+        return reused
+    return F.gelu(hidden, approximate="tanh")
 
 
 def diffusers_sizes(config: ModelConfig) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robuq.config import BLOCK_ROLES, QuantSpec, RunConfig, decision_name, module_names, resolve_specs
+from robuq.config import BLOCK_ROLES, BitAllocation, QuantSpec, RunConfig, decision_name, module_names, resolve_specs
 from robuq.cost import layer_costs
 from robuq.record.run_record import RunRecord
 
@@ -33,7 +33,7 @@ def write_artifact_files(record: RunRecord, folder: Path) -> list[str]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
     _write_json(folder / "config.json", record.config)
-    _write_json(folder / "bits.json", bits_of(record.config))
+    _write_json(folder / "bits.json", bits_of(record.config, record.allocation))
     _write_lines(folder / "history.jsonl", record.history)
     _write_lines(folder / "layers.jsonl", record.layers)
     if (folder / "samples.npz").is_file() and not (folder / "samples.png").exists():
@@ -43,12 +43,16 @@ def write_artifact_files(record: RunRecord, folder: Path) -> list[str]:
     return sorted([*names, "record.json"])
 
 
-def bits_of(config: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """{module: {"act_bits", "weight_bits", "rank"}} of every quantized module; None is full precision."""
+def bits_of(config: Mapping[str, Any], found: Mapping[str, int]) -> dict[str, dict[str, float | None]]:
+    """{module: {"act_bits", "weight_bits", "rank"}} of every quantized module; None is full precision.
+
+    `found`: the bits by decision that AMPN found, if it was asked.
+    """
     if not config:
         return {}
     run = RunConfig.parse(config)
-    specs, ranks = resolve_specs(run.precision, run.model.num_layers, run.allocation), _ranks(run)
+    allocation = BitAllocation(bits=dict(found)) if found else run.allocation
+    specs, ranks = resolve_specs(run.precision, run.model.num_layers, allocation), _ranks(run)
     return {name: _bits_of_module(spec, ranks[name]) for name, spec in specs.items()}
 
 

@@ -10,13 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from robuq.ampn.bits_file import read_bits
 from robuq.config import BLOCK_ROLES, RunConfig, module_names, resolve_specs
 from robuq.record.artifact_files import read_lines
 from robuq.record.run_record import RunRecord
 from robuq.stages import Stage, StageStore, protocol_fingerprint
 
 PACKAGES = ("robuq", "torch", "diffusers", "numpy", "scipy", "ray", "mlflow")
-ARTIFACTS = {"evaluate": ("samples.npz", "tokens.npz"), "qat": ("timing.jsonl",)}
+ARTIFACTS = {
+    "evaluate": ("samples.npz", "tokens.npz", "distributions.npz"),
+    "qat": ("timing.jsonl",),
+    "sensitivity": ("sensitivity.json",),
+}
 
 
 def collect_run(
@@ -44,6 +49,7 @@ def collect_run(
         dataset=run.data.name,
         config=run.model_dump(mode="json"),
         stages={stage.kind: stage.key for stage in stages},
+        allocation=_found_bits(folders.get("allocate")),
         seconds={kind: float(result.get("seconds", 0.0)) for kind, result in results.items()},
         metrics=_metrics(results),
         history=_rows(folders.get("qat"), "history.jsonl"),
@@ -57,7 +63,10 @@ def collect_run(
 
 
 def mean_act_bits(run: RunConfig) -> float | None:
-    """Plain mean over the block linears' decisions whose activations are quantized; None if there are none."""
+    """Mean over the block linears' decisions whose activations are quantized, None if there are none: the mean that
+    AMPN's budget keeps to, else the plain one."""
+    if run.average_bits is not None:
+        return run.average_bits
     specs = resolve_specs(run.precision, run.model.num_layers, run.allocation)
     decisions = [module_names(block, role)[0] for block in range(run.model.num_layers) for role in BLOCK_ROLES]
     acts = [spec.act for name in decisions if (spec := specs.get(name)) is not None and spec.act is not None]
@@ -79,6 +88,10 @@ def _metrics(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def _rows(folder: Path | None, name: str) -> list[dict[str, Any]]:
     return read_lines(folder / name) if folder is not None and (folder / name).is_file() else []
+
+
+def _found_bits(folder: Path | None) -> dict[str, int]:
+    return read_bits(file).bits if folder is not None and (file := folder / "bits.json").is_file() else {}
 
 
 def _artifacts(folders: dict[str, Path]) -> dict[str, str]:

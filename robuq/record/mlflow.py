@@ -2,13 +2,13 @@
 
 One experiment per plan and one run per record key, found again by its tag `robuq.key`. What a table needs lies in
 the run's tags, parameters and final metrics, so that ten thousand runs are read by one search; everything else is
-an artefact. The plan's report is a run of its own, found again by its tag `robuq.report`. One process, the driver of a
-sweep, writes records.
+an artefact. The plan's report is a run of its own, found again by its tag `robuq.report`. A search is a run found by
+its tag `robuq.search`, with one run under it for each evaluation. One process, the driver of a sweep or a search,
+writes records.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from robuq.config import Config
 from robuq.record.artifact_files import read_lines, write_artifact_files
 from robuq.record.layout import (
     FAILURE,
     REPORT,
+    TEXT_LIMIT,
     config_of,
     metric_rows,
     metrics_of,
@@ -35,11 +37,27 @@ from robuq.record.layout import (
     tags_of,
 )
 from robuq.record.run_record import RunRecord
+from robuq.record.search_layout import (
+    BEST,
+    EVALUATION,
+    EVALUATION_STATUS,
+    RECORD_FILE,
+    SEARCH,
+    best_so_far,
+    evaluation_metrics,
+    evaluation_name,
+    evaluation_params,
+    search_params,
+    search_tags,
+    write_search_files,
+)
+from robuq.record.search_record import Evaluation, SearchRecord
 
 BATCH = 1000  # metrics, parameters and tags in one request: MLflow's limit
 PAGE = 5000  # runs in one search request
 SOURCE = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "robuq"}  # tags of every run
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}
+PARENT = "mlflow.parentRunId"  # the tag by which the user interface nests runs
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # error codes that trying again does not cure
 
 
@@ -92,7 +110,7 @@ class MlflowRecorder:
         """
         with errors_of(self.tracking_uri):
             experiment = self._experiment(record.plan)
-            digest = hashlib.sha256(record.to_json().encode()).hexdigest()[:16]
+            digest = digest_of(record)
             run = _find(self._client, experiment, "robuq.key", record.key)
             if run is not None and _is_complete(run, record, digest):
                 return str(run.info.run_id)
@@ -129,6 +147,91 @@ class MlflowRecorder:
                 self._client.log_artifact(run_id, str(file), REPORT)
             self._client.set_terminated(run_id, "FINISHED")
             return run_id
+
+    def record_search(self, record: SearchRecord) -> str:
+        """Make the server's run of the search, and those of its evaluations under it, agree with the record; the
+        search's run id. Sending a record twice changes nothing, and only evaluations that are new or have changed are
+        sent. What it contradicts is deleted, which MLflow can undo, and made anew.
+
+        Raises:
+            TrackingUnavailable: the server does not answer or fails; what was sent so far is completed next time.
+            TrackingRefused: the server does not take this record.
+        """
+        with errors_of(self.tracking_uri):
+            experiment, digest = self._experiment(record.name), digest_of(record)
+            parent = _find(self._client, experiment, SEARCH, record.name)
+            status = "FINISHED" if record.finished else "RUNNING"
+            if parent is not None and parent.data.tags.get("robuq.record") == digest and parent.info.status == status:
+                return str(parent.info.run_id)
+            points = self._points(parent)
+            if parent is not None and _search_contradicts(parent.data.params, points, record):
+                self._client.delete_run(parent.info.run_id)
+                parent, points = None, {}
+            if parent is None:
+                tags = {SEARCH: record.name, **SOURCE}
+                parent = self._client.create_run(experiment, milliseconds(record.started), tags, run_name="search")
+            run_id = str(parent.info.run_id)
+            self._send_evaluations(experiment, run_id, record)
+            self._send_search(run_id, record, points)
+            self._client.set_tag(run_id, "robuq.record", digest)
+            if status == "FINISHED":
+                self._client.set_terminated(run_id, status, end_time=milliseconds(record.finished))
+            else:
+                self._client.update_run(run_id, status=status)
+            return run_id
+
+    def _send_search(self, run_id: str, record: SearchRecord, points: Mapping[tuple[str, int], float]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        with tempfile.TemporaryDirectory(prefix="robuq-search-") as folder:
+            write_search_files(record, Path(folder))
+            self._client.log_artifacts(run_id, folder)
+        params = [Param(*item) for item in search_params(record).items()]
+        tags = [RunTag(*item) for item in search_tags(record).items()]
+        end = milliseconds(record.finished) or 0
+        best = [Metric(BEST, value, end, step) for step, value in best_so_far(record) if (BEST, step) not in points]
+        self._client.log_batch(run_id, params=params, tags=tags)
+        for first in range(0, len(best), BATCH):
+            self._client.log_batch(run_id, metrics=best[first : first + BATCH])
+
+    def _send_evaluations(self, experiment: str, parent: str, record: SearchRecord) -> None:
+        """One run each, kept as it is if it says the same; its digest is written last."""
+        known = {
+            run.data.tags[EVALUATION]: run
+            for run in _search(self._client, experiment, f"tags.`{SEARCH}.of` = '{record.name}'")
+        }
+        for evaluation in record.evaluations:
+            run, digest = known.pop(str(evaluation.number), None), digest_of(evaluation)
+            if run is not None and run.data.tags.get("robuq.record") != digest:
+                self._client.delete_run(run.info.run_id)
+                run = None
+            if run is None:
+                self._send_evaluation(experiment, parent, record, evaluation, digest)
+            elif run.data.tags.get(PARENT) != parent:
+                self._client.set_tag(run.info.run_id, PARENT, parent)
+        for run in known.values():
+            self._client.delete_run(run.info.run_id)
+
+    def _send_evaluation(
+        self, experiment: str, parent: str, record: SearchRecord, evaluation: Evaluation, digest: str
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        tags = {f"{SEARCH}.of": record.name, EVALUATION: str(evaluation.number), PARENT: parent, **SOURCE}
+        name, start = evaluation_name(evaluation), milliseconds(record.started)
+        run_id = str(self._client.create_run(experiment, start, tags, run_name=name).info.run_id)
+        end = milliseconds(record.started + evaluation.seconds) or 0
+        metrics = [Metric(key, value, end, 0) for key, value in evaluation_metrics(evaluation).items()]
+        params = [Param(*item) for item in evaluation_params(evaluation).items()]
+        more = {FAILURE: evaluation.failure} if evaluation.failure else {}
+        more |= {"robuq.state": evaluation.state, "robuq.record": digest}
+        self._client.set_terminated(run_id, EVALUATION_STATUS[evaluation.state], end_time=end)
+        self._client.log_batch(
+            run_id,
+            metrics=metrics,
+            params=params,
+            tags=[RunTag(key, value[:TEXT_LIMIT]) for key, value in more.items()],
+        )
 
     def _experiment(self, plan: str) -> str:
         if plan not in self._experiments:
@@ -178,6 +281,21 @@ class MlflowRecorder:
         self._client.set_terminated(run_id, STATUS[record.status], end_time=milliseconds(record.finished))
 
 
+def digest_of(value: Config) -> str:
+    """16 hex digits: equal values only have equal ones."""
+    return value.digest()[:16]
+
+
+def _search_contradicts(
+    params: Mapping[str, str], points: Mapping[tuple[str, int], float], record: SearchRecord
+) -> bool:
+    """Does the record have another value for a parameter or a point, or no longer a point, that the run has?"""
+    best = {(BEST, step): value for step, value in best_so_far(record)}
+    return any(params.get(name, text) != text for name, text in search_params(record).items()) or any(
+        best.get(point) != value for point, value in points.items()
+    )
+
+
 def _is_complete(run: Any, record: RunRecord, digest: str) -> bool:
     """Was this very record sent to its end?"""
     return bool(run.data.tags.get("robuq.record") == digest and run.info.status == STATUS[record.status])
@@ -206,18 +324,40 @@ def read_runs(tracking_uri: str, experiment: str) -> list[RunRecord]:
     """
     with errors_of(tracking_uri):
         client = connect(tracking_uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            names = sorted({e.name for e in client.search_experiments(max_results=100)} - {"Default"})  # MLflow's own
-            known = f"there are {', '.join(names)}" if names else "it has none yet"
-            raise ValueError(f"no experiment {experiment!r} on {redacted(tracking_uri)}: {known}")
-        return [_light_record(run) for run in _search(client, found.experiment_id) if "robuq.identity" in run.data.tags]
+        found = _experiment_id(client, tracking_uri, experiment)
+        return [_light_record(run) for run in _search(client, found) if "robuq.identity" in run.data.tags]
+
+
+def _experiment_id(client: Any, tracking_uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        names = sorted({e.name for e in client.search_experiments(max_results=100)} - {"Default"})  # MLflow's own
+        known = f"there are {', '.join(names)}" if names else "it has none yet"
+        raise ValueError(f"no experiment {name!r} on {redacted(tracking_uri)}: {known}")
+    return str(found.experiment_id)
 
 
 def read_record(tracking_uri: str, light: RunRecord) -> RunRecord:
     """All of a record that `read_runs` gave, from record.json; `artifacts` keep their locations."""
     text = fetch_artifact(tracking_uri, light.artifacts["record.json"]).read_text()
     return RunRecord.parse(json.loads(text)).updated(artifacts=light.artifacts)
+
+
+def read_search(tracking_uri: str, name: str) -> SearchRecord:
+    """The search of an experiment, whole, from search.json.
+
+    Raises:
+        ValueError: no such experiment, or it holds no search.
+        TrackingUnavailable: the server does not answer.
+        FileNotFoundError: its artefact is gone.
+    """
+    with errors_of(tracking_uri):
+        client = connect(tracking_uri)
+        run = _find(client, _experiment_id(client, tracking_uri, name), SEARCH, name)
+        if run is None:
+            raise ValueError(f"experiment {name!r} on {redacted(tracking_uri)} holds no search")
+        location = f"{run.info.artifact_uri}/{RECORD_FILE}"
+    return SearchRecord.parse(json.loads(fetch_artifact(tracking_uri, location).read_text()), RECORD_FILE)
 
 
 def read_history(tracking_uri: str, location: str) -> list[dict[str, Any]]:

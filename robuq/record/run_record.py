@@ -18,7 +18,7 @@ class RunRecord(Config):
     key: str  # of the run configuration
     variant: str
     label: str  # W1.58A2
-    act_bits: float | None  # mean over the block linears' decisions; None where activations are not quantized
+    act_bits: float | None  # mean over the block linears, AMPN's as its budget weights it; None: not quantized
     seed: int
     pretrain_seed: int
     status: Literal["finished", "failed"]
@@ -27,6 +27,7 @@ class RunRecord(Config):
     dataset: str
     config: dict[str, Any]  # the resolved RunConfig
     stages: dict[str, str]  # kind -> key
+    allocation: dict[str, int] = {}  # the bits that AMPN found: decision -> bits
     seconds: dict[str, float] = {}  # stage kind -> time it took when it ran
     metrics: dict[str, float] = {}
     history: list[dict[str, float]] = []

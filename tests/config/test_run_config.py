@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robuq.config import (
+    AmpnConfig,
     BitAllocation,
+    Budget,
     ConfigError,
     DataConfig,
     DiffusionConfig,
@@ -40,6 +42,9 @@ RUN = RunConfig(
     seed=1,
     pretrain_seed=2,
 )
+
+
+AMPN = {"budget": {"limit": 2.0}}
 
 
 def content(run: RunConfig) -> dict[str, Any]:
@@ -87,6 +92,13 @@ def test_the_label_is_that_of_the_allocation() -> None:
     assert RUN.updated(allocation=None).label == "W1.58A2"
 
 
+def test_the_label_of_bits_still_to_be_found_is_that_of_their_budget() -> None:
+    found = RUN.updated(allocation=None, ampn=AmpnConfig(budget=Budget(limit=2.5)))
+    assert (found.label, found.average_bits) == ("W1.58A2.5", 2.5)
+    in_bops = found.updated(ampn=AmpnConfig(budget=Budget(limit=2.5, weights="bops")))
+    assert (in_bops.label, in_bops.average_bits) == ("W1.58A2", None)  # of the map that it starts from
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -96,6 +108,15 @@ def test_the_label_is_that_of_the_allocation() -> None:
             "allocation names 'transformer_blocks.2.fc1': decisions are transformer_blocks.0.qkv ... ",
         ),
         ({"precision": {}}, "the precision map leaves its activations alone"),
+        ({"ampn": AMPN}, "allocation and ampn both choose the bits: set one of them"),
+        ({"ampn": AMPN, "allocation": None, "precision": {}}, "ampn chooses activation bits, but the precision map"),
+        (
+            {"ampn": {**AMPN, "sensitivity": {"warm_up_steps": 20}}, "allocation": None},
+            "ampn.sensitivity.warm_up_steps 20 must be 0 or above train.warmup_steps 20",
+        ),
+        ({"ampn": {"budget": {"limit": 2.0, "weights": "mac"}}, "allocation": None}, "ampn.budget.weights: input"),
+        ({"ampn": {"budget": {"limit": 2.0, "count_fixed": True}}, "allocation": None}, "count_fixed with weights"),
+        ({"ampn": {**AMPN, "sensitivity": {"candidates": [2, 1]}}, "allocation": None}, "candidates must ascend"),
         ({"evaluation": {"sample": {"steps": 30}}}, "evaluation.sample.steps=30: need a divisor of num_timesteps=1000"),
         (
             {"evaluation": {"sample": {"sampler": "ddpm", "spacing": "leading", "steps": 600}}},

@@ -9,7 +9,7 @@ from torch import nn
 
 from robuq.config import EMBEDDING_MODULES, FINAL_MODULES, ROLES, ModelConfig, model_preset, module_names
 from robuq.models import DiT, build_dit, diffusers_state
-from robuq.models.dit import diffusers_sizes
+from robuq.models.dit import diffusers_sizes, modulated_block, modulations
 
 LATENT = ModelConfig(
     image_size=8, in_channels=4, learned_variance=True, width=48, num_layers=3, num_heads=4, num_classes=7
@@ -116,6 +116,24 @@ def test_train_mode_equals_eval_mode():
     model = randomised(model_preset("nano"))
     arguments = inputs(model_preset("nano"), 64)
     assert torch.equal(model.train()(*arguments), model.eval()(*arguments))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_forward_is_its_steps(config):
+    model = randomised(config)
+    arguments = inputs(config, 3)
+    expected = model(*arguments)
+    for overwrite in (False, True):
+        with torch.no_grad():
+            x, condition = model.embed(*arguments)
+            assert x.shape == (3, config.num_tokens, config.width)
+            assert condition.shape == (3, config.width)
+            for block in model.transformer_blocks:
+                entered = x.clone()
+                after = modulated_block(block, x, modulations(block, condition), overwrite=overwrite)
+                assert torch.equal(x, entered)
+                x = after
+            assert torch.equal(model.head(x, condition), expected)
 
 
 def test_every_linear_may_be_replaced():

@@ -37,5 +37,5 @@ def test_no_lines(tmp_path: Path) -> None:
 
 
 def test_full_precision_has_no_bits() -> None:
-    assert bits_of({"variant": "full_precision"}) == {}
-    assert bits_of({}) == {}
+    assert bits_of({"variant": "full_precision"}, {}) == {}
+    assert bits_of({}, {}) == {}

@@ -1,0 +1,1 @@
+"""AMPN: sensitivities, budgets, allocators, and the search for bit-widths."""

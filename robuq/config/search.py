@@ -1,0 +1,69 @@
+"""A search over bit allocations: which space, which sampler, how much is spent on each allocation. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from robuq.config.ampn import Allocator
+from robuq.config.base import Config
+
+SpaceName = Literal["policy", "block", "layer", "blind"]
+SamplerName = Literal["tpe", "nsga2", "cmaes", "random"]
+Objectives = (
+    tuple[Literal["loss"]] | tuple[Literal["loss"], Literal["average_bits"]] | tuple[Literal["loss"], Literal["bops"]]
+)
+
+
+class Rung(Config):
+    """One fidelity: the validation loss after so many steps of training, and who goes on from it."""
+
+    steps: Annotated[int, Field(ge=0)]  # 0: the warmed-up network with these bits, untrained; n: n steps of QAT
+    keep: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the allocations seen here that goes on
+
+
+class SearchConfig(Config):
+    """One search. With two objectives the space has one parameter more, the budget's limit."""
+
+    space: SpaceName = "policy"
+    sampler: SamplerName = "tpe"
+    evaluations: Annotated[int, Field(ge=1)] = 40  # distinct allocations at the first rung, enqueued ones included
+    rungs: Annotated[tuple[Rung, ...], Field(min_length=1)] = (Rung(steps=0),)
+    prune_after: Annotated[int, Field(ge=1)] = 4  # values at a rung before one can be pruned there
+    objectives: Objectives = ("loss",)
+    budget_range: tuple[float, float] | None = None  # limits to choose from, in the budget's unit
+    enqueue: tuple[Allocator, ...] = ("uniform", "greedy", "exact", "paper")
+    seed: Annotated[int, Field(ge=0)] = 0
+    storage: str | None = None  # None: a journal file in the output folder; else an Optuna RDB URL
+    confirm_seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # of the runs that compare the winner with baselines
+
+    @model_validator(mode="after")
+    def _rungs_ascend(self) -> Self:
+        steps = [rung.steps for rung in self.rungs]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"rungs must ascend in steps without repetition, got {steps}")
+        if self.rungs[-1].keep != 1:
+            raise ValueError(f"nothing comes after the last rung: its keep must be 1, got {self.rungs[-1].keep}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        for field in ("enqueue", "confirm_seeds"):
+            values = getattr(self, field)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field} repeats a value: {list(values)}")
+        return self
+
+    @model_validator(mode="after")
+    def _two_objectives_have_a_budget_range(self) -> Self:
+        two = len(self.objectives) == 2
+        if two != (self.budget_range is not None):
+            raise ValueError(f"budget_range={self.budget_range} with {len(self.objectives)} objective(s): two need it")
+        if self.budget_range is not None and not 0 < self.budget_range[0] < self.budget_range[1]:
+            raise ValueError(f"budget_range must be (low, high) with 0 < low < high, got {list(self.budget_range)}")
+        if two and len(self.rungs) > 1:
+            raise ValueError(f"two objectives cannot be pruned: set one rung, got {len(self.rungs)}")
+        if two and self.sampler == "cmaes":
+            raise ValueError("sampler='cmaes' has one objective: use tpe, nsga2 or random for two")
+        return self
