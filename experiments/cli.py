@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.cli_bits import bits_app
+from experiments.cli_options import (
+    FAILED,
+    INTERRUPTED,
+    RESULTS,
+    USAGE,
+    ActBits,
+    Address,
+    CpusPerRun,
+    Device,
+    ExecutorKind,
+    File,
+    Folder,
+    GpusPerRun,
+    Json,
+    Kind,
+    PlanOrSearch,
+    Preset,
+    Run,
+    Seed,
+    Settings,
+    Tracking,
+    Workers,
+    command_line,
+    make_console,
+    make_executor,
+    print_json,
+)
+from experiments.cli_paper import paper_app
 from robuq.config import ConfigError
 
 if TYPE_CHECKING:
@@ -21,10 +48,6 @@ if TYPE_CHECKING:
     from experiments.launch import Job, JobEnd
     from experiments.output import Output
     from experiments.plan import Plan
-
-FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
-PIPE_WIDTH = 240  # characters: tables in a pipe or a file are not folded to 80
-RESULTS = Path("results")
 
 app = typer.Typer(
     add_completion=False,
@@ -38,27 +61,18 @@ app = typer.Typer(
       robuq sweep smoke              run it; the same again continues, or adds what is new
       robuq report smoke             tables and figures of what was recorded
       robuq train robuq_uniform      a single run
+      robuq allocate --budget 2      each layer's own bits
+      robuq search smoke             search for better ones
+      robuq paper                    the paper's tables and figures
       robuq variants                 the named recipes
 
-    FILE is a plan in YAML, or the name of a packaged one. RUN is a run's key, the beginning of one, VARIANT/SEED or
-    VARIANT/LABEL/SEED. Everything is written to --output (results/).
+    FILE is a plan (or a search) in YAML, or the name of a packaged one. RUN is a run's key, the beginning of one,
+    VARIANT/SEED or VARIANT/LABEL/SEED. Everything is written to --output (results/).
     """,
 )
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A plan in YAML, or a packaged plan's name.")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Key, beginning of a key, VARIANT/SEED, VARIANT/LABEL/SEED.")]
-Folder = Annotated[Path, typer.Option("--output", help="Folder for everything that is written.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Override, repeatable: train.steps=2000, seeds=0,1,2."),
-]
-Device = Annotated[str, typer.Option(help="Where networks live: cpu, cuda, cuda:1.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Tracking = Annotated[
-    str | None, typer.Option("--tracking-uri", metavar="URI", help="MLflow server; default: DIR/mlflow.db.")
-]
-Kind = Literal["ray", "local"]
-Workers = Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")]
+app.add_typer(bits_app)
+app.add_typer(paper_app)
 
 
 def main() -> None:
@@ -93,7 +107,7 @@ def _quieten_libraries() -> None:
 
 @app.command("plan")
 def plan_command(
-    file: File, output: Folder = RESULTS, settings: Settings = None, workers: Workers = 2, as_json: Json = False
+    file: PlanOrSearch, output: Folder = RESULTS, settings: Settings = None, workers: Workers = 2, as_json: Json = False
 ) -> None:
     """Show what a sweep would do, and do nothing.
 
@@ -103,10 +117,14 @@ def plan_command(
     robuq plan my_plan.yaml --json
     """
     from experiments.overview import plan_data, print_plan
+    from experiments.search_file import is_search
 
+    if is_search(file):
+        _plan_search(file, output, settings, workers, as_json)
+        return
     plan, jobs, folder = _loaded(file, settings, output)
     data = plan_data(plan, jobs, folder, workers)
-    _print_json(data) if as_json else print_plan(data, _console())
+    print_json(data) if as_json else print_plan(data, make_console())
 
 
 @app.command()
@@ -114,11 +132,11 @@ def sweep(
     file: File,
     output: Folder = RESULTS,
     settings: Settings = None,
-    executor: Annotated[Kind, typer.Option(help="local: in this process, one after the other.")] = "ray",
+    executor: ExecutorKind = "ray",
     workers: Workers = 2,
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster that sees --output.")] = None,
-    cpus_per_run: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for a run.")] = 1,
-    gpus_per_run: Annotated[float, typer.Option(min=0, help="GPUs that Ray reserves; 0.5: two runs share one.")] = 0,
+    address: Address = None,
+    cpus_per_run: CpusPerRun = 1,
+    gpus_per_run: GpusPerRun = 0,
     device: Device = "cpu",
     tracking_uri: Tracking = None,
 ) -> None:
@@ -142,15 +160,15 @@ def sweep(
         if left and address is None:
             check_device(device)
         kind: Kind = executor if left else "local"  # no cluster for nothing
-        pool = _executor(kind, folder, device, workers, address, cpus_per_run, gpus_per_run)
+        pool = make_executor(kind, folder, device, workers, address, cpus_per_run, gpus_per_run)
         ends = _launched(plan.name, jobs, folder, pool, workers, tracking_uri)
     if any(end.failure for end in ends):
         raise typer.Exit(FAILED)
-    print(f"next: {_report_command(file, output, settings, tracking_uri)}")
+    print(f"next: {command_line('report', file, output, settings, tracking_uri)}")
 
 
 @app.command()
-def status(file: File, output: Folder = RESULTS, settings: Settings = None, as_json: Json = False) -> None:
+def status(file: PlanOrSearch, output: Folder = RESULTS, settings: Settings = None, as_json: Json = False) -> None:
     """Show how far each run of a plan is; also while a sweep is under way.
 
     \b
@@ -158,14 +176,20 @@ def status(file: File, output: Folder = RESULTS, settings: Settings = None, as_j
     robuq status digits_components --json
     """
     from experiments.overview import print_status, status_data
+    from experiments.search_file import is_search
 
+    if is_search(file):
+        _search_status(file, output, settings, as_json)
+        return
     plan, jobs, folder = _loaded(file, settings, output)
     data = status_data(plan, jobs, folder)
-    _print_json(data) if as_json else print_status(data, _console())
+    print_json(data) if as_json else print_status(data, make_console())
 
 
 @app.command()
-def report(file: File, output: Folder = RESULTS, settings: Settings = None, tracking_uri: Tracking = None) -> None:
+def report(
+    file: PlanOrSearch, output: Folder = RESULTS, settings: Settings = None, tracking_uri: Tracking = None
+) -> None:
     """Write a plan's table and figures from what was recorded; print where each file is.
 
     \b
@@ -174,13 +198,21 @@ def report(file: File, output: Folder = RESULTS, settings: Settings = None, trac
 
     The files are kept in the plan's MLflow experiment, too, in its run `report`.
     """
-    from experiments.reporting import attach_plan_report, write_plan_report
+    from experiments.output import Output
+    from experiments.plan import load_plan
+    from experiments.reporting import attach_report, write_plan_report, write_search_report
+    from experiments.search_file import is_search, load_search
 
-    plan, _, folder = _loaded(file, settings, output)
+    folder = Output(output)
     uri = tracking_uri or folder.tracking_uri()
-    files = write_plan_report(plan, folder, uri)
+    if is_search(file):
+        search = load_search(file, settings or [])
+        name, files = search.name, write_search_report(search, folder, uri)
+    else:
+        plan = load_plan(file, settings or [])
+        name, files = plan.name, write_plan_report(plan, folder, uri)
     print("\n".join(map(str, files)))
-    if problem := attach_plan_report(plan, files, uri):
+    if problem := attach_report(name, files, uri):
         print(problem, file=sys.stderr)
 
 
@@ -202,9 +234,10 @@ def variants() -> None:
 @app.command()
 def train(
     variant: Annotated[str, typer.Argument(help="A name from `robuq variants`.")],
-    act_bits: Annotated[int, typer.Option(min=1, max=8, help="Activation bits of the block linears.")] = 2,
-    preset: Annotated[str, typer.Option(help="Data and model to start from: nano, digits, fashion_mnist.")] = "digits",
-    seed: Annotated[int, typer.Option(min=0, help="Of everything but the data split.")] = 0,
+    act_bits: ActBits = 2,
+    preset: Preset = "digits",
+    seed: Seed = 0,
+    bits: Annotated[Path | None, typer.Option(help="bits.json with each layer's own activation bits.")] = None,
     output: Folder = RESULTS,
     settings: Settings = None,
     device: Device = "cpu",
@@ -216,6 +249,7 @@ def train(
     robuq train robuq_uniform --act-bits 2
     robuq train baseline --preset nano --set train.steps=20
     robuq train robuq_uniform --set block_linears.act.grid=as_coded
+    robuq train robuq_uniform --bits bits.json                        from `robuq allocate --file`, or of a search
     """
     from experiments.executors import LocalExecutor, check_device
     from experiments.launch import jobs_of
@@ -223,7 +257,8 @@ def train(
     from experiments.overrides import parse_settings
     from experiments.plan import SINGLE, single_run
 
-    run, folder = single_run(variant, act_bits, preset, seed, parse_settings(settings or [])), Output(output)
+    forced = {**parse_settings(settings or []), **_allocation(bits)}
+    run, folder = single_run(variant, act_bits, preset, seed, forced), Output(output)
     check_device(device)
     with folder.sweeping():
         (end,) = _launched(SINGLE, jobs_of([run]), folder, LocalExecutor(folder.store.root, device), 1, tracking_uri)
@@ -250,8 +285,8 @@ def evaluate(
     folder = Output(output)
     record, overrides = folder.find(run), parse_settings(settings or [])
     _refuse_training(overrides)
-    metrics = evaluated(record, overrides, folder, device, _console(stderr=True))
-    _print_json(metrics) if as_json else _print_metrics(metrics)
+    metrics = evaluated(record, overrides, folder, device, make_console(stderr=True))
+    print_json(metrics) if as_json else _print_metrics(metrics)
 
 
 @app.command()
@@ -300,10 +335,31 @@ def reproduce(run: Run, output: Folder = RESULTS, device: Device = "cpu") -> Non
     record = folder.find(run)
     if record.status != "finished":
         raise ConfigError(f"run {record.key} failed ({record.failure}): only finished runs can be reproduced")
-    lines = differences(record, reproduced(record, folder, device, _console(stderr=True)))
+    lines = differences(record, reproduced(record, folder, device, make_console(stderr=True)))
     print("\n".join(lines) if lines else f"{record.key}: {len(record.metrics)} metrics and the history are equal")
     if lines:
         raise typer.Exit(FAILED)
+
+
+# --- searches among the plans' commands ------------------------------------------------------------------------
+
+
+def _plan_search(file: str, output: Path, settings: list[str] | None, workers: int, as_json: bool) -> None:
+    from experiments.output import Output
+    from experiments.search_file import load_search
+    from experiments.search_overview import print_search_plan, search_plan_data
+
+    data = search_plan_data(load_search(file, settings or []), Output(output), workers)
+    print_json(data) if as_json else print_search_plan(data, make_console())
+
+
+def _search_status(file: str, output: Path, settings: list[str] | None, as_json: bool) -> None:
+    from experiments.output import Output
+    from experiments.search_file import load_search
+    from experiments.search_overview import print_search_status, search_status_data
+
+    data = search_status_data(load_search(file, settings or []), Output(output))
+    print_json(data) if as_json else print_search_status(data, make_console())
 
 
 # --- what they share ------------------------------------------------------------------------------------------
@@ -318,24 +374,6 @@ def _loaded(file: str, settings: list[str] | None, output: Path) -> tuple[Plan, 
     return plan, jobs_of(plan.runs), Output(output)
 
 
-def _report_command(file: str, output: Path, settings: list[str] | None, tracking_uri: str | None) -> str:
-    """Of the same runs. A tracking URI may hold a password, and is not repeated."""
-    words = ["robuq", "report", file, "--output", str(output)]
-    for setting in settings or []:
-        words += ["--set", setting]
-    return shlex.join(words) + (" --tracking-uri URI" if tracking_uri else "")
-
-
-def _executor(
-    kind: Kind, folder: Output, device: str, workers: int, address: str | None, cpus: float, gpus: float
-) -> Executor:
-    from experiments.executors import LocalExecutor, RayExecutor
-
-    if kind == "local":
-        return LocalExecutor(folder.store.root, device)
-    return RayExecutor(folder.store.root, device, workers, address, cpus, gpus)
-
-
 def _launched(
     plan_name: str, jobs: list[Job], folder: Output, pool: Executor, workers: int, tracking_uri: str | None
 ) -> Sequence[JobEnd]:
@@ -345,7 +383,7 @@ def _launched(
     from experiments.progress import display_of
     from experiments.recording import Recording
 
-    console = _console()
+    console = make_console()
     try:
         recording = Recording(plan_name, folder, tracking_uri or folder.tracking_uri())
         recording.open()  # imports mlflow while the workers start
@@ -374,6 +412,15 @@ def _say_what_failed(ends: Sequence[JobEnd], console: Console) -> None:
     console.print(f"{len(ends) - len(failed)} of {len(ends)} runs finished", highlight=False)
 
 
+def _allocation(file: Path | None) -> dict[str, Any]:
+    """The override that gives a run these bits, in place of those that AMPN would find."""
+    if file is None:
+        return {}
+    from robuq.ampn.bits_file import read_bits
+
+    return {"ampn": None, "allocation": read_bits(file).model_dump(mode="json")}
+
+
 def _refuse_training(overrides: dict[str, Any]) -> None:
     for name in overrides:
         if name.split(".")[0] != "evaluation":
@@ -383,17 +430,6 @@ def _refuse_training(overrides: dict[str, Any]) -> None:
 def _print_metrics(metrics: dict[str, float]) -> None:
     for name, value in sorted(metrics.items()):
         print(f"{name:32} {value:.6g}")
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1))
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from robuq.config import BLOCK_ROLES
 from robuq.stages import Stage, StageStore, distinct
 
 # Rough seconds on one CPU thread of about 2020, from 75 ms a step of the digits model and 250 ms of one six times
@@ -14,6 +15,7 @@ from robuq.stages import Stage, StageStore, distinct
 # an image costs a third of that.
 SECONDS_PER_MAC, SECONDS_PER_STEP = 3e-10, 0.01
 QUANTIZED = 1.4  # a quantized training step over a full-precision one
+PROBE_IMAGES = 1000  # a guess at how many validation images there are
 CLASSIFIER_SECONDS_PER_IMAGE = 5e-4
 
 
@@ -40,11 +42,24 @@ def rough_seconds(kind: str, config: Mapping[str, Any]) -> float:
         return 1.0 + float(features["epochs"] * features["max_images"] * CLASSIFIER_SECONDS_PER_IMAGE)
     if kind == "evaluate":
         return 1.0 + _evaluation_macs(config) * SECONDS_PER_MAC / 3
-    if kind in ("full_precision", "qat"):
+    if kind in ("full_precision", "warm_up", "qat"):
         train = config["train"]
         step = SECONDS_PER_STEP + train["batch_size"] * _macs(config["model"]) * SECONDS_PER_MAC
-        return 1.0 + float(train["steps"] * step * (QUANTIZED if kind == "qat" else 1.0))
+        return 1.0 + float(train["steps"] * step * (QUANTIZED if kind != "full_precision" else 1.0))
+    if kind == "sensitivity":
+        return 1.0 + _sensitivity_macs(config) * SECONDS_PER_MAC / 3 * QUANTIZED
+    if kind == "probe":
+        loss = config["loss"]
+        forwards = float(loss["repeats"] * min(loss["max_images"], PROBE_IMAGES))
+        return 0.5 + forwards * _macs(config["model"]) * SECONDS_PER_MAC / 3 * QUANTIZED
     return 1.0
+
+
+def _sensitivity_macs(config: Mapping[str, Any]) -> float:
+    """A forward pass for each decision and bit-width; a backward pass is little beside them."""
+    measured, model = config["sensitivity"], config["model"]
+    changes = len(BLOCK_ROLES) * model["num_layers"] * len(measured["candidates"])
+    return float(measured["num_images"] * measured["repeats"] * changes) * _macs(model)
 
 
 def _evaluation_macs(config: Mapping[str, Any]) -> float:

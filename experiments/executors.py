@@ -146,6 +146,40 @@ class LocalExecutor:
         self._next = None
 
 
+class OnDemandExecutor:
+    """An executor that is made when the first stage is to be executed: no cluster for nothing."""
+
+    def __init__(self, make: Callable[[], Executor], workers: int) -> None:
+        """`workers`: how many the executor will have."""
+        self._make, self._workers = make, workers
+        self._executor: Executor | None = None
+        self._queue: list[Stage] = []
+        self._given = 0
+
+    def free(self) -> int:
+        return self._workers - self._given
+
+    def submit(self, stage: Stage) -> None:
+        self._queue.append(stage)
+        self._given += 1
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        if not self._given:
+            return []
+        if self._executor is None:
+            self._executor = self._make()
+        for _ in range(min(self._executor.free(), len(self._queue))):
+            self._executor.submit(self._queue.pop(0))
+        outcomes = self._executor.wait(seconds)
+        self._given -= len(outcomes)
+        return outcomes
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.close()
+        self._executor, self._queue, self._given = None, [], 0
+
+
 class _Worker:
     """What lives in a Ray actor: imports done once, stages one after the other."""
 

@@ -1,6 +1,7 @@
 """From runs to finished stages: what is missing goes to an executor, in dependency order, as soon as it can.
 
-Launching again does only what is missing; there is no other resume path.
+Launching again does only what is missing; there is no other resume path. Jobs may come in while it runs: a search
+asks for the next when it has seen how earlier ones ended.
 """
 
 from __future__ import annotations
@@ -49,6 +50,15 @@ class Observer(Protocol):
     def job_ended(self, end: JobEnd) -> None: ...
 
 
+# Jobs that come in during a launch, in the driver's thread: given how many could start at once, the next ones. What
+# observers were told has happened by then. A launch ends when nothing is left to do and this gives nothing.
+MoreJobs = Callable[[int], Sequence[Job]]
+
+
+def no_more(free: int) -> Sequence[Job]:
+    return ()
+
+
 def jobs_of(runs: Iterable[RunConfig]) -> list[Job]:
     """Raises ConfigError if a data set's files are missing."""
     fingerprints: dict[DataConfig, str] = {}
@@ -66,20 +76,32 @@ class Sweep:
 
     def __init__(self, jobs: Sequence[Job], store: StageStore, seconds: Callable[[Stage], float]) -> None:
         """`seconds`: the estimated duration of a stage."""
-        self.jobs = list(jobs)
-        self.stages = {stage.id: stage for stage in distinct(stage for job in jobs for stage in job.stages)}
-        self.status: dict[str, Status] = {
-            name: "done" if store.is_done(stage) else "waiting" for name, stage in self.stages.items()
-        }
-        self.seconds = {name: max(seconds(stage), 1e-3) for name, stage in self.stages.items()}
+        self.jobs: list[Job] = []
+        self.stages: dict[str, Stage] = {}
+        self.status: dict[str, Status] = {}
+        self.seconds: dict[str, float] = {}
         self.started: dict[str, float] = {}  # monotonic seconds, of running stages
         self.took: dict[str, float] = {}  # seconds, of stages that ended in this launch
         self.reasons: dict[str, str] = {}  # of failed stages
+        self._store, self._estimate = store, seconds
         self._losses: dict[str, int] = {}
-        self._order = {name: place for place, name in enumerate(self.stages)}
-        self._remaining = self._longest_paths()
-        self._open = list(self.jobs)
+        self._order: dict[str, int] = {}
+        self._remaining: dict[str, float] = {}
+        self._open: list[Job] = []
         self._ended: list[JobEnd] = []
+        self.add(jobs)
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """More to do; stages that are known already are shared."""
+        for stage in distinct(stage for job in jobs for stage in job.stages):
+            if stage.id not in self.stages:
+                self._order[stage.id] = len(self._order)
+                self.status[stage.id] = "done" if self._store.is_done(stage) else "waiting"
+                self.seconds[stage.id] = max(self._estimate(stage), 1e-3)
+                self.stages[stage.id] = stage
+        self.jobs += jobs
+        self._open += jobs
+        self._remaining = self._longest_paths()
         self._close_jobs()
 
     def ready(self) -> list[Stage]:
@@ -166,6 +188,7 @@ def launch(
     executor: Executor,
     on_end: Callable[[JobEnd], None],
     observers: Sequence[Observer] = (),
+    more: MoreJobs = no_more,
 ) -> list[JobEnd]:
     """Execute all that is missing; every job's end, in the order of ending.
 
@@ -176,7 +199,10 @@ def launch(
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="record") as recording:
         pending: list[Future[None]] = []
         _announce(sweep, observers, ends, pending, recording, on_end)
-        while not sweep.is_over():
+        while _admit(sweep, executor, more) or not sweep.is_over():
+            if sweep.is_over():  # what came in is in the store already
+                _announce(sweep, observers, ends, pending, recording, on_end)
+                continue
             _dispatch(sweep, executor, observers)
             for outcome in executor.wait(WAIT_SECONDS):
                 sweep.settle(outcome)
@@ -187,6 +213,15 @@ def launch(
             pending = _unfinished(pending)
     _unfinished(pending)
     return ends
+
+
+def _admit(sweep: Sweep, executor: Executor, more: MoreJobs) -> bool:
+    """Let jobs in that could start at once; whether any came."""
+    room = executor.free() - len(sweep.ready())
+    jobs = more(max(room, 1 if sweep.is_over() else 0))  # workers that are still starting count as busy
+    if jobs:
+        sweep.add(jobs)
+    return bool(jobs)
 
 
 def _unfinished(pending: list[Future[None]]) -> list[Future[None]]:

@@ -3,6 +3,8 @@
 DIR/stages/<kind>/<key>/          results, one folder a stage (robuq.stages)
 DIR/runs/<plan>/<key>.json        one RunRecord a run
 DIR/runs/<plan>/<key>.sent        which tracking servers have that record
+DIR/searches/<name>/search.json    the SearchRecord of a search, also while it is under way; beside it search.sent
+DIR/searches/<name>/study.journal  its Optuna study, unless its file names a database
 DIR/mlflow.db, DIR/artifacts/     the tracking store, unless --tracking-uri names another
 DIR/reports/<plan>/               tables and figures
 """
@@ -20,6 +22,7 @@ from typing import Any, Protocol
 
 from robuq.config import ConfigError
 from robuq.record.run_record import RunRecord
+from robuq.record.search_record import SearchRecord
 from robuq.stages import StageStore, write_json
 
 
@@ -27,6 +30,8 @@ class Recorder(Protocol):
     """Where records go: a tracking server."""
 
     def record(self, record: RunRecord) -> Any: ...
+
+    def record_search(self, record: SearchRecord) -> Any: ...
 
 
 class Output:
@@ -119,14 +124,40 @@ class Output:
 
     def forget_sent(self, uri: str) -> None:
         """The server at `uri` has lost what it had: every record is unsent again."""
-        for file in (self.folder / "runs").glob("*/*.sent"):
+        for file in (*(self.folder / "runs").glob("*/*.sent"), *(self.folder / "searches").glob("*/*.sent")):
             sent = json.loads(file.read_text())
             write_json(file, {server: digest for server, digest in sent.items() if server != _server(uri)})
 
-    def _sent_file(self, record: RunRecord) -> Path:
+    # --- searches ---------------------------------------------------------------------------------------------
+
+    def search_folder(self, name: str) -> Path:
+        return self.folder / "searches" / name
+
+    def save_search(self, record: SearchRecord) -> None:
+        """Atomic."""
+        folder = self.search_folder(record.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "search.json", record.model_dump(mode="json"))
+
+    def search(self, name: str) -> SearchRecord | None:
+        file = self.search_folder(name) / "search.json"
+        return SearchRecord.parse(json.loads(file.read_text()), str(file)) if file.is_file() else None
+
+    def is_search_unsent(self, record: SearchRecord, uri: str) -> bool:
+        return self._sent(record).get(_server(uri)) != _digest(record)
+
+    def send_search(self, record: SearchRecord, uri: str, recorder: Recorder) -> None:
+        recorder.record_search(record)
+        write_json(self._sent_file(record), {**self._sent(record), _server(uri): _digest(record)})
+
+    # --- what a server has ------------------------------------------------------------------------------------
+
+    def _sent_file(self, record: RunRecord | SearchRecord) -> Path:
+        if isinstance(record, SearchRecord):
+            return self.search_folder(record.name) / "search.sent"
         return self._file(record.plan, record.key).with_suffix(".sent")
 
-    def _sent(self, record: RunRecord) -> dict[str, str]:
+    def _sent(self, record: RunRecord | SearchRecord) -> dict[str, str]:
         file = self._sent_file(record)
         sent: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
         return sent
@@ -140,7 +171,7 @@ def _read(file: Path) -> RunRecord:
     return RunRecord.parse(json.loads(file.read_text()), str(file))
 
 
-def _digest(record: RunRecord) -> str:
+def _digest(record: RunRecord | SearchRecord) -> str:
     return hashlib.sha256(record.to_json().encode()).hexdigest()[:16]
 
 

@@ -33,6 +33,7 @@ def plan_data(plan: Plan, jobs: list[Job], output: Output, workers: int) -> dict
                 "missing": sum(stage.kind == kind for stage in left.values()),
             }
             for kind in KINDS
+            if any(stage.kind == kind for stage in stages)
         },
         "workers": workers,
         "seconds": round(total_seconds(chains, Estimator(output.store), workers), 1),
@@ -51,10 +52,18 @@ def _run_data(job: Job, store: StageStore) -> dict[str, Any]:
     }
 
 
+def _stage_state(stage: dict[str, Any] | None) -> str:
+    """Empty for a kind that the run has no stage of."""
+    if stage is None:
+        return ""
+    return "done" if stage["done"] else str(stage["key"][:8])
+
+
 def print_plan(data: dict[str, Any], console: Console) -> None:
-    table = _table("run", "variant", "label", "seed", "from", *KINDS)
+    kinds = list(data["stages"])
+    table = _table("run", "variant", "label", "seed", "from", *kinds)
     for run in data["runs"]:
-        states = ["done" if run["stages"][kind]["done"] else run["stages"][kind]["key"][:8] for kind in KINDS]
+        states = [_stage_state(run["stages"].get(kind)) for kind in kinds]
         table.add_row(
             run["key"][:8], run["variant"], run["label"], str(run["seed"]), f"seed {run['pretrain_seed']}", *states
         )

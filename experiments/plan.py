@@ -13,7 +13,8 @@
     pretrain_seeds: [0, 1]             # seed s starts from pretrain_seeds[s % 2]; default: from seed s
     report: {baseline: baseline}
 
-`variant` and `act_bits` choose the precision map (robuq.variants); overrides apply after it.
+`variant` and `act_bits` choose the precision map (robuq.variants) and, for variants with AMPN, the budget; overrides
+apply after it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from pydantic import Field
 from experiments.overrides import apply_override, parse_settings
 from experiments.plan_yaml import read_yaml
 from experiments.points import MACROS, MAX_POINTS, Ablation, Axes, Point, expand
-from experiments.presets import preset
+from experiments.presets import SENSITIVITY, preset
 from robuq.config import Config, ConfigError, RunConfig, did_you_mean
 from robuq.config.run import Seed
-from robuq.variants import variant
+from robuq.variants import ampn, variant
 
 PLANS = Path(__file__).parent / "plans"
 DEFAULT_ACT_BITS = 2
@@ -221,7 +222,17 @@ def _start(preset_name: str, display: str, name: str, act_bits: int) -> dict[str
     values = {"variant": display, **preset(preset_name)}
     start: dict[str, Any] = RunConfig.parse(values).model_dump(mode="json")
     start["precision"] = _precision(name, act_bits)
+    start["ampn"] = _ampn(preset_name, name, act_bits)
     return start
+
+
+def _ampn(preset_name: str, name: str, act_bits: int) -> dict[str, Any] | None:
+    config = ampn(name, act_bits)
+    if config is None:
+        return None
+    measured = config.sensitivity.updated(**SENSITIVITY.get(preset_name, {}))
+    data: dict[str, Any] = config.updated(sensitivity=measured).model_dump(mode="json")
+    return data
 
 
 def _precision(name: str, act_bits: int) -> dict[str, Any]:

@@ -36,6 +36,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# How the sensitivity is measured where AMPN is asked for; what is not here is SensitivityConfig's default.
+SENSITIVITY: dict[str, dict[str, Any]] = {
+    "nano": {"warm_up_steps": 2, "num_images": 16, "batch_size": 8, "candidates": [1, 2, 3, 4]},
+    "fashion_mnist": {"warm_up_steps": 200},
+}
+
 
 def preset(name: str) -> dict[str, Any]:
     """Plain data for `RunConfig`.

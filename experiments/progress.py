@@ -39,10 +39,23 @@ def run_title(run: RunConfig) -> str:
 def stage_titles(sweep: Sweep) -> dict[str, str]:
     """{stage id: the run it belongs to, or how many share it}."""
     users: dict[str, list[str]] = {}
-    for job in sweep.jobs:
+    for job in list(sweep.jobs):
         for stage in job.stages:
             users.setdefault(stage.id, []).append(run_title(job.run))
     return {name: runs[0] if len(runs) == 1 else f"shared by {len(runs)} runs" for name, runs in users.items()}
+
+
+class StageTitles:
+    """`stage_titles`, also of jobs that come in later."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep, self._jobs = sweep, len(sweep.jobs)
+        self._titles = stage_titles(sweep)
+
+    def __getitem__(self, stage_id: str) -> str:
+        if len(self._sweep.jobs) != self._jobs:
+            self._jobs, self._titles = len(self._sweep.jobs), stage_titles(self._sweep)
+        return self._titles[stage_id]
 
 
 def duration(seconds: float) -> str:
@@ -57,7 +70,7 @@ class PlainDisplay:
 
     def __init__(self, sweep: Sweep, store: StageStore, workers: int, console: Console) -> None:
         self._sweep, self._workers, self._console = sweep, workers, console
-        self._titles = stage_titles(sweep)
+        self._titles = StageTitles(sweep)
         self._ended = 0
 
     @contextmanager
@@ -90,7 +103,7 @@ class LiveDisplay:
 
     def __init__(self, sweep: Sweep, store: StageStore, workers: int, console: Console) -> None:
         self._sweep, self._store, self._workers, self._console = sweep, store, workers, console
-        self._titles = stage_titles(sweep)
+        self._titles = StageTitles(sweep)
         self._failures: list[str] = []
         self._ended = 0
         self._begun = time.monotonic()

@@ -8,6 +8,7 @@ from robuq.config import ConfigError
 from robuq.record.collect import collect_run
 from robuq.record.mlflow import MlflowRecorder, TrackingRefused, TrackingUnavailable
 from robuq.record.run_record import RunRecord
+from robuq.record.search_record import SearchRecord
 
 
 class Recording:
@@ -47,6 +48,17 @@ class Recording:
         for record in self._output.unsent(self._plan, self._uri):
             self._send(record)
         return len(self._output.unsent(self._plan, self._uri))
+
+    def send_search(self, record: SearchRecord) -> bool:
+        """Whether the server has it as it is now."""
+        if self._recorder is not None and self._output.is_search_unsent(record, self._uri):
+            try:
+                self._output.send_search(record, self._uri, self._recorder)
+            except TrackingUnavailable as error:
+                self.problem, self._recorder = str(error), None
+            except TrackingRefused as error:
+                self.problem = f"search {record.name}: {error}"
+        return not self._output.is_search_unsent(record, self._uri)
 
     def _up_to_date(self, end: JobEnd) -> RunRecord | None:
         """The record on the disk if it says the same; git state and versions are those of when the run ended."""

@@ -115,10 +115,10 @@ def test_plan_shows_what_is_shared(robuq: Robuq, tmp_path: Path) -> None:
     code, out, _ = robuq("plan", "digits_components", "--set", "seeds=0,1", "--json", "--output", tmp_path)
     data = json.loads(out)
     assert code == 0
-    assert len(data["runs"]) == 36  # (4 variants x 3 widths + 2 at one width + 4 without a width) x 2 seeds
-    assert data["stages"]["qat"] == {"distinct": 36, "of": 36, "missing": 36}
-    assert data["stages"]["full_precision"] == {"distinct": 2, "of": 36, "missing": 2}  # one for each seed
-    assert data["stages"]["features"] == {"distinct": 1, "of": 36, "missing": 1}
+    assert len(data["runs"]) == 42  # (5 variants x 3 widths + 2 at one width + 4 without a width) x 2 seeds
+    assert data["stages"]["qat"] == {"distinct": 42, "of": 42, "missing": 42}
+    assert data["stages"]["full_precision"] == {"distinct": 2, "of": 42, "missing": 2}  # one for each seed
+    assert data["stages"]["features"] == {"distinct": 1, "of": 42, "missing": 1}
     assert data["seconds"] > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -127,7 +127,7 @@ def test_plan_for_people_ends_with_the_time(robuq: Robuq, tmp_path: Path) -> Non
     code, out, _ = robuq("plan", "smoke", "--output", tmp_path)
     assert code == 0
     assert "robuq_uniform" in out
-    assert out.splitlines()[-1].startswith("6 runs; what is missing takes about ")
+    assert out.splitlines()[-1].startswith("8 runs; what is missing takes about ")
 
 
 # --- the whole path -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments import cli
+from experiments.cli_options import command_line
 from experiments.executors import check_device
 from experiments.output import Output
 from experiments.plan import single_run
@@ -175,5 +176,5 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_the_next_command_reports_the_same_runs_and_keeps_secrets() -> None:
     settings = ["seeds=0,1,2", "name=two words"]
-    said = cli._report_command("smoke", Path("out"), settings, "http://user:secret@host")
+    said = command_line("report", "smoke", Path("out"), settings, "http://user:secret@host")
     assert said == "robuq report smoke --output out --set seeds=0,1,2 --set 'name=two words' --tracking-uri URI"

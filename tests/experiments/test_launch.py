@@ -144,6 +144,40 @@ def test_recording_has_a_thread_of_its_own_and_its_errors_are_not_swallowed(tmp_
     assert threads[0] is not threading.main_thread()
 
 
+def test_jobs_that_come_in_see_how_earlier_ones_ended(tmp_path: Path) -> None:
+    """Each job's number is the value that the one before ended with; one at a time, because one worker is free."""
+    ended: list[int] = []
+
+    class Watcher:
+        def stage_started(self, stage: Stage) -> None: ...
+
+        def stage_ended(self, outcome: Outcome) -> None: ...
+
+        def job_ended(self, end: JobEnd) -> None:
+            ended.append(StageStore(tmp_path).result(end.job.stages[-1].id)["value"])
+
+    def more(free: int) -> list[Job]:
+        """Room for none while a stage of the job before is ready."""
+        return [chain(str(len(ended)), SHARED, 1 + sum(ended))] if free and len(ended) < 3 else []
+
+    sweep = Sweep([], StageStore(tmp_path), lambda s: 1.0)
+    ends = launch(sweep, LocalExecutor(tmp_path, "cpu", work), lambda end: None, [Watcher()], more)
+    assert ended == [101, 202, 404]
+    assert len(ends) == 3
+    assert executed(tmp_path).count(SHARED.id) == 1
+
+
+def test_jobs_that_come_in_finished_are_passed_through(tmp_path: Path) -> None:
+    jobs = [chain(str(number), SHARED, number) for number in range(3)]
+    run(tmp_path, jobs)
+    before, left = executed(tmp_path), list(jobs)
+    sweep = Sweep([], StageStore(tmp_path), lambda s: 1.0)
+    executor = LocalExecutor(tmp_path, "cpu", work)
+    ends = launch(sweep, executor, lambda end: None, [], lambda free: [left.pop()] if left else [])
+    assert [end.failure for end in ends] == [None] * 3
+    assert executed(tmp_path) == before
+
+
 def test_jobs_have_the_stages_of_their_runs() -> None:
     runs = load_plan("smoke").runs
     jobs = jobs_of(runs)
