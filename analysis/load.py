@@ -12,7 +12,12 @@ from robuq.record.run_record import RunRecord
 PRIMARY = "held_out_loss"  # the low-noise metric that ranks and that every finished run has
 VALIDATION = "validation_loss"  # what learning rates are chosen by; missing where no images were set aside
 METRICS = (PRIMARY, VALIDATION, "fd_classifier", "precision", "recall", "classifier_score", "label_agreement")
-ARTIFACTS = {"history": "history.jsonl", "samples": "samples.npz", "tokens": "tokens.npz"}  # column -> file name
+ARTIFACTS = {  # column -> file name
+    "history": "history.jsonl",
+    "samples": "samples.npz",
+    "tokens": "tokens.npz",
+    "distributions": "distributions.npz",
+}
 
 TYPES = {
     "plan": "str",

@@ -1,11 +1,13 @@
-"""The variants as readers meet them: their order, their names in tables and, shorter, in figures."""
+"""The variants and allocations as readers meet them: their order, their names in tables and, shorter, in figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-SHORT = "LR: low-rank branch; rot.: rotation; Robust: RobustQuantizer; RobuQ: Robust + LR + rot."
+SHORT = (
+    "LR: low-rank branch; rot.: rotation; Robust: RobustQuantizer; RobuQ: Robust + LR + rot.; AMPN: bits layer by layer"
+)
 METHODS: dict[str, tuple[str, str]] = {  # variant -> (name in tables, name in figures), in the order of the rows
     "full_precision": ("Full precision", "Full precision"),
     "ternary_only": ("Ternary W", "Ternary W"),
@@ -17,7 +19,16 @@ METHODS: dict[str, tuple[str, str]] = {  # variant -> (name in tables, name in f
     "baseline": ("Min-max + low rank + rotation", "Min-max + LR + rot."),
     "robust_no_rotation": ("Robust + low rank", "Robust + LR"),
     "robuq_uniform": ("Robust + low rank + rotation (RobuQ)", "RobuQ"),
+    "robuq": ("RobuQ with AMPN", "RobuQ + AMPN"),
+    "uniform": ("Uniform", "Uniform"),  # from here on: where RobuQ's bits come from
+    "greedy": ("Greedy", "Greedy"),
+    "exact": ("Exact", "Exact"),
+    "paper": ("Published mean bits", "Paper"),
+    "search": ("Search", "Search"),
+    "exact_longer": ("Exact trained longer", "Exact, longer"),  # by all that the search took
 }
+WEIGHTINGS = {"macs": "MACs", "layers": "layers", "elements": "activation elements", "bops": "BOPs"}
+SAMPLERS = {"tpe": "TPE", "nsga2": "NSGA-II", "cmaes": "CMA-ES", "random": "random"}
 
 
 def method_name(variant: str) -> str:

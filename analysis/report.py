@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis.figures.curves import curves_data, curves_figure
 from analysis.figures.distributions import distribution_summary, distributions_data, distributions_figure
@@ -18,8 +16,17 @@ from analysis.figures.samples import samples_csv, samples_data, samples_figure
 from analysis.load import finished, one_protocol
 from analysis.methods import SHORT, bits_group, bits_name, method_name
 from analysis.render import number
-from analysis.style import save_figure
-from analysis.tables.components import CAPTION, components_data, render_components
+from analysis.report_files import (
+    Built,
+    figure_section,
+    listed,
+    table_links,
+    write_figure,
+    write_json,
+    write_table,
+    write_text,
+)
+from analysis.tables.components import CAPTION, components_data, components_table, render_components
 from robuq.record.mlflow import fetch_artifact, read_history
 
 SHOWN_LAYER = "fc2"  # behind GELU: the layer whose tokens are farthest from normal
@@ -67,7 +74,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     one_protocol(finished(runs))
     data = components_data(runs, baseline)
-    files = _write_table(data, folder)
+    files = write_table(components_table(data), data, folder, "components")
     shown = runs[runs["key"].isin(" ".join(data["keys"]).split())]  # not those of learning rates that lost
     figures = {
         "distributions": functools.partial(_distributions, shown),
@@ -77,35 +84,14 @@ def write_report(
     captions: dict[str, str] = {}
     for name, build in figures.items():
         if built := build(tracking_uri):
-            figure, csv, captions[name] = built
-            files += [*save_figure(figure, folder, name), _write_csv(csv, folder / f"{name}.csv")]
+            captions[name] = built[2]
+            files += write_figure(built, folder, name)
     page = _page(plan, description, baseline, runs, data, captions)
-    files.append(_write(folder / "manifest.json", _manifest(plan, baseline, runs, data)))
-    return [_write(folder / "report.md", page), *files]
-
-
-def _write_table(data: pd.DataFrame, folder: Path) -> list[Path]:
-    return [
-        _write(folder / "components.md", render_components(data, "markdown")),
-        _write(folder / "components.tex", render_components(data, "latex")),
-        _write(folder / "components.html", render_components(data, "html")),
-        _write_csv(data, folder / "components.csv"),
-    ]
-
-
-def _write(file: Path, text: str) -> Path:
-    file.write_text(text, encoding="utf-8")
-    return file
-
-
-def _write_csv(data: pd.DataFrame, file: Path) -> Path:
-    data.to_csv(file, index=False, lineterminator="\n")
-    return file
+    files.append(write_json(_manifest(plan, baseline, runs, data), folder / "manifest.json"))
+    return [write_text(folder / "report.md", page), *files]
 
 
 # --- figures: (figure, data for its CSV, caption), or nothing where no run has the artefact ------------------------
-
-Built = tuple[Figure, pd.DataFrame, str]
 
 
 def _opener(tracking_uri: str) -> Callable[[str], Path]:
@@ -180,10 +166,9 @@ def _page(
     if failures := _failures(runs):
         parts += ["## Failed runs", failures]
     parts += ["## Components", render_components(data, "markdown").strip(), CAPTION]
-    parts.append("As [LaTeX](components.tex), [HTML](components.html), and [numbers](components.csv).")
+    parts.append(table_links("components"))
     for name, caption in captions.items():
-        links = f"[PDF]({name}.pdf), [data]({name}.csv)"
-        parts += [f"## {name.capitalize()}", f"![{name}]({name}.png)", f"{caption} {links}"]
+        parts += figure_section(name, caption)
     if missing := [name for name in ("distributions", "samples", "curves") if name not in captions]:
         parts.append(f"No finished run has what these figures need: {', '.join(missing)}.")
     parts += ["## How to read this", _reading(runs, data), "## What it shows and what it cannot show", LIMITS.strip()]
@@ -197,19 +182,14 @@ def _what(runs: pd.DataFrame, baseline: str) -> str:
     lines = [
         f"{len(done)} finished runs, {len(runs) - len(done)} failed: {done['variant'].nunique()} variants"
         + (f" at {', '.join(widths)}" if widths else ""),
-        f"data: {_values(done['dataset'])}; model width {_values(done['width'])}, {_values(done['num_layers'])} blocks",
-        f"quantization-aware training: {_values(done['steps'])} steps, batch {_values(done['batch_size'])}, "
-        f"learning rate {_values(done['lr'])}",
-        f"seeds {_values(done['seed'])}; pre-training seeds {_values(done['pretrain_seed'])}",
+        f"data: {listed(done['dataset'])}; model width {listed(done['width'])}, {listed(done['num_layers'])} blocks",
+        f"quantization-aware training: {listed(done['steps'])} steps, batch {listed(done['batch_size'])}, "
+        f"learning rate {listed(done['lr'])}",
+        f"seeds {listed(done['seed'])}; pre-training seeds {listed(done['pretrain_seed'])}",
         f"compared with: {method_name(baseline)} (`{baseline}`)",
         f"protocol `{one_protocol(done)}` (data, evaluation and code epoch; only equal ones share a table)",
     ]
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _values(column: pd.Series[Any]) -> str:
-    values = sorted(column.dropna().unique())
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values) or "not recorded"
 
 
 def _failures(runs: pd.DataFrame) -> str:
@@ -242,23 +222,23 @@ def _floor(done: pd.DataFrame) -> str:
 
 def _rates(done: pd.DataFrame, data: pd.DataFrame) -> str:
     if done["lr"].nunique() <= 1:
-        return f"Every row was trained with one learning rate ({_values(done['lr'])}); it was not tuned for any row."
+        return f"Every row was trained with one learning rate ({listed(done['lr'])}); it was not tuned for any row."
     used = ", ".join(f"{row['variant']} {row['label']}: {row['lr']:g}" for _, row in data.iterrows())
     rows = done.assign(bits=done["act_bits"].map(bits_group)).groupby(["bits", "variant"], dropna=False)
     if rows["lr"].nunique().max() == 1:
         return f"Every row was trained with one learning rate, not all with the same; none was tuned ({used})."
     return (
-        f"Learning rates {_values(done['lr'])} were tried; a row shows the one with its lowest mean loss on validation "
+        f"Learning rates {listed(done['lr'])} were tried; a row shows the one with its lowest mean loss on validation "
         f"images, on which nothing was trained and on which no number of the table is measured ({used}). Only runs "
         "with that learning rate enter the table and the figures."
     )
 
 
-def _manifest(plan: str, baseline: str, runs: pd.DataFrame, data: pd.DataFrame) -> str:
+def _manifest(plan: str, baseline: str, runs: pd.DataFrame, data: pd.DataFrame) -> dict[str, Any]:
     rows = [
         {"variant": row["variant"], "label": row["label"], "n": row["n"], "runs": row["keys"].split()}
         for _, row in data.iterrows()
     ]
     failed = sorted(runs.loc[runs["status"] == "failed", "key"])
-    manifest = {"plan": plan, "baseline": baseline, "protocol": one_protocol(finished(runs)), "rows": rows}
-    return json.dumps(manifest | {"failed": failed}, indent=1) + "\n"
+    protocol = one_protocol(finished(runs))
+    return {"plan": plan, "baseline": baseline, "protocol": protocol, "rows": rows, "failed": failed}

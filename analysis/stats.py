@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 CONFIDENCE = 0.95
+PAIRS_FOR_INTERVAL = 5  # of a rank correlation: with fewer, many resamples repeat one pair and have no ranks
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class PairedDifference(Estimate):
 
     p: float
     effect: float
+
+
+def estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate as four columns of a data row: `name`, `name_low`, `name_high`, `name_n`."""
+    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_n": estimate.n}
+
+
+def estimate_of(row: pd.Series[Any], name: str) -> Estimate:
+    """What `estimate_columns` wrote."""
+    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_n"]))
 
 
 def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
@@ -124,6 +136,80 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     factors = np.arange(order.size, 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * p[order]))
     return adjusted
+
+
+def rank_correlation(
+    x: ArrayLike, y: ArrayLike, rng: np.random.Generator, confidence: float = CONFIDENCE, resamples: int = 2000
+) -> Estimate:
+    """Spearman's coefficient of pairs with its percentile bootstrap interval, which resamples pairs.
+
+    x, y: (n,). NaN below three pairs or where one side is constant; no interval below `PAIRS_FOR_INTERVAL` pairs.
+    """
+    pairs = _pairs(x, y)
+    n = pairs.shape[1]
+    rho = float(_spearman(pairs)[0]) if n >= 3 else math.nan
+    if n < PAIRS_FOR_INTERVAL or math.isnan(rho):
+        return Estimate(rho, math.nan, math.nan, n)
+    low, high = _percentiles(_spearman(pairs[:, rng.integers(n, size=(resamples, n))]), confidence)
+    return Estimate(rho, low, high, n)
+
+
+def rank_correlation_difference(
+    x: ArrayLike,
+    other: ArrayLike,
+    y: ArrayLike,
+    rng: np.random.Generator,
+    confidence: float = CONFIDENCE,
+    resamples: int = 2000,
+) -> Estimate:
+    """How much better x orders y than `other` does: the difference of both Spearman coefficients over the same
+    evaluations, with its percentile bootstrap interval. All (n,)."""
+    values = _pairs(x, y, other)
+    n = values.shape[1]
+    if n < PAIRS_FOR_INTERVAL:
+        return Estimate(math.nan, math.nan, math.nan, n)
+    difference = float(_spearman(values[[0, 1]])[0] - _spearman(values[[2, 1]])[0])
+    drawn = values[:, rng.integers(n, size=(resamples, n))]
+    low, high = _percentiles(_spearman(drawn[[0, 1]]) - _spearman(drawn[[2, 1]]), confidence)
+    return Estimate(difference, low, high, n)
+
+
+def rank_interval(rho: float, n: int, confidence: float = CONFIDENCE) -> Estimate:
+    """The interval of a Spearman coefficient of which only its value and n are known.
+
+    tanh(atanh(rho) -+ z sqrt((1 + rho^2 / 2) / (n - 3))) (Bonett and Wright 2000).
+    """
+    if math.isnan(rho) or n < PAIRS_FOR_INTERVAL:
+        return Estimate(rho, math.nan, math.nan, n)
+    if abs(rho) == 1:
+        return Estimate(rho, rho, rho, n)
+    reach = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    return Estimate(rho, math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach), n)
+
+
+def _pairs(*series: ArrayLike) -> NDArray[np.float64]:
+    """(k, n): the columns without NaN."""
+    values = np.stack([np.asarray(one, dtype=np.float64) for one in series])
+    return values[:, ~np.isnan(values).any(axis=0)]
+
+
+def _spearman(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(2, ..., n) -> (...,), at least one; NaN where one side is constant."""
+    ranks = stats.rankdata(pairs.reshape(2, -1, pairs.shape[-1]), axis=-1)
+    ranks -= ranks.mean(axis=-1, keepdims=True)
+    sizes = (ranks**2).sum(axis=-1).prod(axis=0) ** 0.5
+    products = ranks.prod(axis=0).sum(axis=-1)
+    rho: NDArray[np.float64] = np.divide(products, sizes, out=np.full(sizes.shape, np.nan), where=sizes > 0)
+    return rho.reshape(pairs.shape[1:-1] or (1,))
+
+
+def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Of the resamples that have a coefficient."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def rank_marks(series: dict[str, pd.Series[float]], lower_is_better: bool) -> dict[str, str]:

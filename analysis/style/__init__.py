@@ -32,6 +32,7 @@ class Look:
 
 
 DASH_DOT_DOT = (0.0, (5.0, 1.5, 1.0, 1.5, 1.0, 1.5))
+DASH_DASH_DOT = (0.0, (5.0, 1.5, 5.0, 1.5, 1.0, 1.5))
 LOOKS = {  # black and greys: activations in full precision
     "full_precision": Look(BLACK, "", "-"),
     "ternary_only": Look(GREY, "P", "--"),
@@ -43,6 +44,13 @@ LOOKS = {  # black and greys: activations in full precision
     "baseline": Look(BLUE, "D", DASH_DOT_DOT),
     "robust_no_rotation": Look(GREEN, "v", "--"),
     "robuq_uniform": Look(RED, "h", "-"),
+    "robuq": Look(RED, "p", DASH_DASH_DOT),
+    "uniform": Look(DARK, "s", "--"),
+    "greedy": Look(GREEN, "v", ":"),
+    "exact": Look(BLUE, "D", "-."),
+    "paper": Look(ORANGE, "^", DASH_DOT_DOT),
+    "search": Look(PINK, "*", "-"),
+    "exact_longer": Look(SKY, ">", "--"),
 }
 OTHERS = tuple(look for name, look in LOOKS.items() if name != "full_precision")
 

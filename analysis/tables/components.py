@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.load import PRIMARY, VALIDATION, check_runs, finished, one_protocol
 from analysis.methods import bits_group, in_order, method_name
 from analysis.render import NONE, Format, TextTable, number, render, with_half_width
-from analysis.stats import Estimate, holm, mean_interval, paired_difference, rank_marks
+from analysis.stats import estimate_columns, estimate_of, holm, mean_interval, paired_difference, rank_marks
 
 METRICS = {  # column -> (header, digits, lower is better)
     PRIMARY: ("Held-out loss ↓", 4, True),
@@ -109,20 +109,12 @@ def _row(bits: float, name: str, cell: pd.DataFrame, base: pd.DataFrame | None) 
     labels = ", ".join(sorted(cell["label"].unique()))
     row: dict[str, Any] = {"bits": bits, "variant": name, "label": labels, "lr": cell["lr"].iloc[0], "n": len(cell)}
     for metric in METRICS:
-        row |= _columns(metric, mean_interval(cell[metric]))
+        row |= estimate_columns(metric, mean_interval(cell[metric]))
     reference = cell[PRIMARY].iloc[:0] if base is None or base is cell else base[PRIMARY]
     difference = paired_difference(cell[PRIMARY], reference)
-    row |= _columns("difference", difference)
+    row |= estimate_columns("difference", difference)
     row |= {"difference_p": difference.p, "difference_effect": difference.effect}
     return row | {"keys": " ".join(cell["key"])}
-
-
-def _columns(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_n": estimate.n}
-
-
-def _estimate(row: pd.Series[Any], name: str) -> Estimate:
-    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_n"]))
 
 
 def _marks(
@@ -138,8 +130,8 @@ def _marks(
 def _text(row: pd.Series[Any]) -> dict[str, str]:
     text = {"Method": method_name(row["variant"]), "W/A": row["label"]}
     for metric, (header, digits, _) in METRICS.items():
-        text[header] = with_half_width(_estimate(row, metric), digits)
+        text[header] = with_half_width(estimate_of(row, metric), digits)
         if metric == PRIMARY:
-            difference = _estimate(row, "difference")
+            difference = estimate_of(row, "difference")
             text["Δ to baseline"] = with_half_width(difference, digits) if difference.n else NONE
     return text | {"n": number(row["n"], 0)}

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.load import load_runs
-from robuq.config import RunConfig, TrainConfig
+from analysis.load import load_runs, runs_frame
+from robuq.config import BLOCK_ROLES, Budget, ModelConfig, RunConfig, SearchConfig, TrainConfig, decision_name
+from robuq.config.search import Rung
 from robuq.record.mlflow import MlflowRecorder, sqlite_uri
 from robuq.record.run_record import RunRecord
+from robuq.record.search_record import Evaluation, Predictor, SearchRecord
 from robuq.variants import variant
 
 PLAN = "digits_components"
@@ -140,3 +142,152 @@ def recorded(
 @pytest.fixture(scope="session")
 def runs(recorded: str) -> pd.DataFrame:
     return load_runs(recorded, PLAN)
+
+
+# --- searches -----------------------------------------------------------------------------------------------------
+
+
+def sensitivity(blocks: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A table for 1 ... 4 bits around 4: fc1 and early blocks matter most; damage falls fourfold with every bit."""
+    decisions = [decision_name(block, role) for block in range(blocks) for role in BLOCK_ROLES]
+    weight = np.array([w / (1 + 0.1 * b) for b in range(blocks) for w in (1.0, 0.5, 3.0, 2.0)])[:, None]
+    loss = 4e-3 / blocks * weight * np.array([1, 1 / 4, 1 / 16, 0]) * rng.lognormal(0, 0.3, (4 * blocks, 4))
+    noise = 1e-4 / blocks * np.array([1, 1, 1, 0])
+    halves = [loss + noise * rng.normal(0, 2**0.5, loss.shape) for _ in range(2)]
+    error = np.array([0.36, 0.12, 0.04, 0.012]) * rng.lognormal(0, 0.2, loss.shape)
+    return {
+        "decisions": decisions,
+        "candidates": [1, 2, 3, 4],
+        "reference": 4,
+        "warm_up_steps": 100,
+        "num_images": 96,
+        "base_loss": 0.1,
+        "loss": ((halves[0] + halves[1]) / 2).tolist(),
+        "loss_se": np.broadcast_to(noise, loss.shape).tolist(),
+        "loss_halves": [half.tolist() for half in halves],
+        "output_error": error.tolist(),
+        "second_order": (0.7 * loss * rng.lognormal(0, 0.5, loss.shape)).tolist(),
+        "seconds": {"loss": 4.0, "output_error": 0.5, "second_order": 1.5},
+    }
+
+
+def baselines(decisions: list[str]) -> dict[str, dict[str, int]]:
+    """Of two bits on the plain mean, whatever the weighting."""
+    by_role = {
+        "uniform": dict.fromkeys(BLOCK_ROLES, 2),
+        "greedy": {"qkv": 2, "proj": 1, "fc1": 3, "fc2": 2},
+        "exact": {"qkv": 1, "proj": 1, "fc1": 3, "fc2": 3},
+        "paper": {"qkv": 2, "proj": 3, "fc1": 2, "fc2": 1},
+    }
+    return {name: {d: bits[d.rpartition(".")[2]] for d in decisions} for name, bits in by_role.items()}
+
+
+SearchMaker = Callable[..., SearchRecord]
+
+
+@pytest.fixture(scope="session")
+def make_search() -> SearchMaker:
+    """A search whose rungs' values follow the additive damage, closer the longer the training."""
+
+    def make(
+        blocks: int = 4,
+        evaluations: int = 24,
+        rungs: tuple[int, ...] = (0, 60, 300),
+        objectives: tuple[str, ...] = ("loss",),
+        state: str | None = None,
+        **changes: Any,
+    ) -> SearchRecord:
+        rng = np.random.default_rng([blocks, evaluations, len(rungs)])
+        table = sensitivity(blocks, rng)
+        decisions, loss = table["decisions"], np.array(table["loss"])
+        named = baselines(decisions)
+        asked = [*named.items()] + [("tpe", _random_bits(decisions, rng)) for _ in range(evaluations - len(named))]
+        found = []
+        for number, (source, bits) in enumerate(asked):
+            widths = np.array(list(bits.values()))
+            predicted = float(loss[np.arange(len(widths)), widths - 1].sum())
+            true = 0.09 + 0.6 * predicted
+            values = {str(r): true + 0.03 / (1 + r / 30) + float(rng.normal(0, 0.004 / (1 + r / 30))) for r in rungs}
+            stopped = number >= len(named) and number % 3 != 0 and len(rungs) > 1
+            kept = list(values)[: 1 + number % (len(rungs) - 1) if stopped else len(rungs)]
+            reached = state or ("finished" if len(kept) == len(rungs) else "pruned")
+            mean = float(widths.mean())
+            found.append(
+                Evaluation(
+                    number=number,
+                    source=source,
+                    bits=bits,
+                    cost=mean,
+                    average_bits={"layers": mean, "macs": mean, "elements": mean},
+                    bops=0.1 * mean,
+                    predicted=predicted,
+                    values={} if state == "failed" else {r: values[r] for r in kept},
+                    state=reached,
+                    failure="loss is not finite at step 3" if reached == "failed" else None,
+                    seconds=0.1 * sum(rungs[: len(kept)]),
+                    params={},
+                )
+            )
+        last = {one.number: one.values[str(rungs[-1])] for one in found if one.state == "finished"}
+        predictors = [
+            Predictor(
+                warm_up_steps=warm,
+                reference=4,
+                measure=measure,
+                spearman=0.5 if last else None,
+                n=len(last),
+                searched=measure == "loss" and warm == 100,
+                predicted={str(n): found[n].predicted + (0.002 + 0.00004 * warm) * float(rng.normal()) for n in last},
+            )
+            for warm in (100, 0)
+            for measure in ("loss", "output_error", "second_order")
+        ]
+        settings = SearchConfig(evaluations=evaluations, rungs=tuple(Rung(steps=r) for r in rungs))
+        run = RunConfig(
+            variant="robuq", model=ModelConfig(num_layers=blocks), precision=variant("robuq_uniform", 2), seed=0
+        )
+        values = {
+            "name": "digits_search",
+            "dataset": "digits",
+            "variant": "robuq",
+            "seed": 0,
+            "config": run.model_dump(mode="json"),
+            "search": settings.model_dump(mode="json") | {"objectives": list(objectives)},
+            "budget": Budget(limit=2.0).model_dump(mode="json"),
+            "sampler_settings": {
+                "sampler": "tpe",
+                "seed": 0,
+                "settings": {"n_startup_trials": 10, "multivariate": True},
+            },
+            "evaluations": [one.model_dump(mode="json") for one in found],
+            "winner": min(last, key=lambda number: last[number]) if last else None,
+            "sensitivity": table,
+            "predictors": [one.model_dump(mode="json") for one in predictors],
+            "baselines": named,
+            "seconds": {"sensitivity": 6.0, "evaluations": 200.0, "training": 180.0, "confirmation": 600.0},
+        }
+        return SearchRecord.parse(values | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def confirm(make_record: Maker) -> Callable[..., tuple[SearchRecord, pd.DataFrame]]:
+    """The record with runs that confirm it: search is better than exact, exact than uniform; what a seed does to all
+    of them is larger."""
+
+    def made(record: SearchRecord, seeds: tuple[int, ...] = SEEDS, **changes: Any) -> tuple[SearchRecord, pd.DataFrame]:
+        gains = {"uniform": 0.0, "greedy": 0.001, "exact": 0.002, "search": 0.003, "exact_longer": 0.004}
+        records, rng = [], np.random.default_rng(5)
+        for place, (name, gain) in enumerate(gains.items()):
+            for seed in seeds:
+                key, drawn = f"{place:08x}{seed:08x}", metrics(LEVEL["robuq_uniform"] - gain, seed, rng)
+                records.append(make_record("robuq_uniform", 2, seed, variant=name, key=key, metrics=drawn, **changes))
+        confirmed = {name: [run.key for run in records if run.variant == name] for name in gains}
+        return record.updated(confirmed=confirmed), runs_frame(records)
+
+    return made
+
+
+def _random_bits(decisions: list[str], rng: np.random.Generator) -> dict[str, int]:
+    return {decision: int(width) for decision, width in zip(decisions, rng.integers(1, 5, len(decisions)), strict=True)}

@@ -121,6 +121,20 @@ def test_a_mixed_allocation_is_compared_at_its_nearest_width(make_record: Maker)
     assert components_data(runs_frame(records))["bits"].to_list() == [2.0, 2.0]
 
 
+def test_ampn_stands_beside_one_width_at_its_budget(make_record: Maker) -> None:
+    """`act_bits` of a run with AMPN is the mean that its budget keeps to."""
+    records = [make_record("robuq_uniform", bits, seed) for bits in (2, 3) for seed in (0, 1)]
+    records += [
+        make_record("robuq", bits, seed, act_bits=float(bits), key=f"{bits}{seed:015x}")
+        for bits in (2, 3)
+        for seed in (0, 1)
+    ]
+    data = components_data(runs_frame(records), baseline="robuq_uniform")
+    rows = [(3.0, "robuq_uniform"), (3.0, "robuq"), (2.0, "robuq_uniform"), (2.0, "robuq")]
+    assert list(zip(data["bits"], data["variant"], strict=True)) == rows
+    assert components_table(data).cells["Method"].to_list()[1] == "RobuQ with AMPN"
+
+
 def test_other_variants_follow_by_name(make_record: Maker) -> None:
     records = [make_record(name, 2, 0) for name in ("lsq", "bitnet_v2", "robuq_uniform")]
     assert components_data(runs_frame(records))["variant"].to_list() == ["robuq_uniform", "bitnet_v2", "lsq"]

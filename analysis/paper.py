@@ -1,0 +1,159 @@
+"""The paper's tables and figures: what each is built from, by what, and what was published of it.
+
+An artefact is built once for each plan or search that feeds it (digits, Fashion-MNIST), as `<id>_<data set>`. Builders
+take a `Feed` and give a `Product`, or nothing where the recorded runs lack what it shows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from analysis import paper_figures as figures
+from analysis.load import finished
+from analysis.methods import method_name
+from analysis.product import Builder, Feed, Product
+from analysis.tables import main, quantizers, warm_up
+from analysis.tables.comparison import Comparison, comparison_cells, comparison_data, comparison_table
+from analysis.tables.components import CAPTION as COMPONENTS_CAPTION
+from analysis.tables.cost import cost_data, cost_table
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """`plans` and `searches`: each that was recorded gives one product; neither: it is computed, once.
+
+    `published`: ids in `analysis.published`. `missing`: why there is no builder yet.
+    """
+
+    id: str
+    title: str
+    kind: Literal["table", "figure"]
+    build: Builder | None
+    plans: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
+    missing: str = ""
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+COMPONENTS = Comparison(
+    {
+        "full_precision": "Full precision",
+        **{name: method_name(name) for name in ("ternary_only", "ternary_rotation", "ternary_low_rank_rotation")},
+        "bitnet_v2": "BitNet v2",
+        "bitnet_v2_low_rank": "BitNet v2 + low rank",
+        **{name: method_name(name) for name in ("minmax", "minmax_low_rank", "minmax_rotation", "baseline")},
+        **{name: method_name(name) for name in ("robust_no_rotation", "robuq_uniform")},
+    },
+    "baseline",
+    COMPONENTS_CAPTION,
+)
+
+
+def _comparison(layout: Comparison, make_data: Callable[[pd.DataFrame], pd.DataFrame] | None = None) -> Builder:
+    def build(feed: Feed) -> Product | None:
+        if finished(feed.runs).empty:
+            return None
+        data = make_data(feed.runs) if make_data else comparison_data(feed.runs, layout)
+        table = comparison_table(data, layout)
+        return Product(data, comparison_cells(data, layout), layout.caption, table=table)
+
+    return build
+
+
+def _cost(feed: Feed) -> Product:
+    data = cost_data()
+    table = cost_table(data)
+    return Product(data, [], table.caption, table=table)
+
+
+# --- the registry -------------------------------------------------------------------------------------------------
+
+
+def _both(plan: str) -> tuple[str, str]:
+    return f"paper_{plan}", f"paper_{plan}_fashion"
+
+
+SEARCHES = ("digits_bits", "fashion_bits")
+FRONTS = ("paper_pareto",)
+LIST = (
+    Artefact(
+        "main_conditional",
+        "Main table: conditional",
+        "table",
+        _comparison(main.CONDITIONAL),
+        _both("main"),
+        published=("main_conditional",),
+    ),
+    Artefact(
+        "main_unconditional",
+        "Main table: unconditional",
+        "table",
+        _comparison(main.UNCONDITIONAL),
+        _both("unconditional"),
+    ),
+    Artefact(
+        "components",
+        "Table 2a: components of the baseline",
+        "table",
+        _comparison(COMPONENTS),
+        _both("components"),
+        published=("components",),
+    ),
+    Artefact(
+        "quantizers",
+        "Table 2b: quantizer kinds",
+        "table",
+        _comparison(quantizers.QUANTIZERS, quantizers.quantizers_data),
+        _both("quantizers"),
+        published=("quantizers",),
+    ),
+    Artefact(
+        "warm_up",
+        "Table 2c: training before the sensitivity",
+        "table",
+        _comparison(warm_up.WARM_UP),
+        _both("warm_up"),
+        published=("warm_up",),
+    ),
+    Artefact("cost", "Cost, split by precision", "table", _cost, published=("cost",)),
+    Artefact(
+        "figure2", "Figure 2: score against cost", "figure", figures.figure2, _both("main"), published=("figure2",)
+    ),
+    Artefact("samples", "Images drawn from the same noise", "figure", figures.samples, _both("main")),
+    Artefact(
+        "distributions", "Activations before and after the rotation", "figure", figures.distributions, _both("main")
+    ),
+    Artefact("distributions_by_role", "The same, by layer", "figure", figures.by_role, _both("main")),
+    Artefact("distributions_by_timestep", "The same, by timestep", "figure", figures.by_timestep, _both("main")),
+    Artefact("kurtosis", "Kurtosis by depth and timestep", "figure", figures.kurtosis, _both("main")),
+    Artefact(
+        "central_limit",
+        "The rate of the central limit theorem",
+        "figure",
+        None,
+        missing="the rate over widths 16 to 4608 has no builder yet, and no command makes it",
+    ),
+    Artefact("weights", "Weights with their ternary thresholds", "figure", figures.weights, _both("main")),
+    Artefact("curves", "Training curves", "figure", figures.curves, _both("main")),
+    Artefact("bits", "Bits of each layer", "figure", figures.bits, searches=SEARCHES, published=("bits",)),
+    Artefact("pareto", "Loss against cost of allocations", "figure", figures.pareto, searches=FRONTS),
+)
+ARTEFACTS: Mapping[str, Artefact] = {artefact.id: artefact for artefact in LIST}
+
+
+@functools.cache
+def paper_plans() -> tuple[str, ...]:
+    """Of all artefacts, in their order."""
+    return tuple(dict.fromkeys(plan for artefact in LIST for plan in artefact.plans))
+
+
+@functools.cache
+def paper_searches() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for artefact in LIST for name in artefact.searches))

@@ -1,0 +1,189 @@
+"""Builders of the paper's figures, and which runs are behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import report
+from analysis.evaluations import allocation_name, mean_bits, named_allocations, weighting
+from analysis.figures.bits import bits_data, bits_figure
+from analysis.figures.distributions import Arrays, by_role_data, by_timestep_data, panels_figure
+from analysis.figures.normality import kurtosis_map_figure, normality_data
+from analysis.figures.score_cost import csv_of, grid_data, score_cost_data, score_cost_figure
+from analysis.figures.search import pareto_data, pareto_figure
+from analysis.figures.weights import weights_data, weights_figure
+from analysis.load import finished, one_protocol
+from analysis.methods import SHORT, short_name
+from analysis.product import Builder, Cells, Feed, Product
+from analysis.tables import main
+from robuq.record.search_record import SearchRecord
+
+SHOWN = ("full_precision", "bitnet_v2", "baseline", "robuq_uniform", "robuq")  # of the many rows of the main plan
+
+
+def _shown(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[runs["variant"].isin(SHOWN)]
+
+
+def _cells_of(runs: pd.DataFrame) -> Cells:
+    rows = finished(runs).groupby(["variant", "label"], sort=False)
+    return [{"row": f"{name} {label}", "columns": [], "keys": part["key"].to_list()} for (name, label), part in rows]
+
+
+def figure2(feed: Feed) -> Product | None:
+    done = finished(feed.runs)
+    if done.empty or done["bops"].isna().all():
+        return None
+    one_protocol(done)
+    data = score_cost_data(feed.runs, feed.full_record)
+    drawn = grid_data(feed.runs, feed.open_file)
+    names = {name: main.SHORT.get(name, short_name(name)) for name in data["variant"]}
+    cells = [{"row": f"{r.variant} A{r.bits:g}", "columns": ["point"], "keys": r.keys_.split()} for r in _rows(data)]
+    cells += [{"row": name, "columns": ["grid"], "keys": [part["key"].iloc[0]]} for name, part in _by_variant(drawn)]
+    counts = sorted({int(n) for n in data["classifier_score_n"]})
+    caption = (
+        "Classifier score (higher is better) against cost, one line a method, from few activation bits to many; bars "
+        f"are 95 % t intervals over n = {', '.join(map(str, counts))} seeds. Left: in the convention that meets the "
+        "paper's figure 2 at 4 bits, which has none for weights that are not ternary. Right: bit operations of one "
+        "image and forward pass. The line without points is full precision. Below: images at the fewest bits; those "
+        "of a row start from the same noise and label, and are the first of their classes, not chosen. RobuQ is with "
+        "AMPN where it says so."
+    )
+    return Product(csv_of(data, drawn), cells, caption, figure=score_cost_figure(data, drawn, names))
+
+
+def _rows(data: pd.DataFrame) -> list[Any]:
+    return list(data.rename(columns={"keys": "keys_"}).itertuples(index=False))
+
+
+def _by_variant(samples: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    return list(samples.groupby("variant", sort=False)) if len(samples) else []
+
+
+def _of_report(
+    build: Callable[[pd.DataFrame, str], Any], keys_of: Callable[[pd.DataFrame, pd.DataFrame], Cells]
+) -> Builder:
+    """A figure of every plan's report, of the shown rows."""
+
+    def built(feed: Feed) -> Product | None:
+        runs = _shown(feed.runs)
+        made = build(runs, feed.tracking_uri)
+        if made is None:
+            return None
+        figure, data, caption = made
+        return Product(data, keys_of(runs, data), caption, figure=figure)
+
+    return built
+
+
+def _sample_cells(runs: pd.DataFrame, data: pd.DataFrame) -> Cells:
+    keys = data["key"].drop_duplicates()
+    shown = runs.set_index("key").loc[keys]
+    return [{"row": f"{run['variant']} {run['label']}", "columns": [], "keys": [key]} for key, run in shown.iterrows()]
+
+
+def _distribution_cells(runs: pd.DataFrame, data: pd.DataFrame) -> Cells:
+    run = report._run_with_tokens(runs)
+    return [{"row": f"{run['variant']} {run['label']}", "columns": [], "keys": [run["key"]]}] if run else []
+
+
+def bits(feed: Feed) -> Product | None:
+    record = feed.search
+    if record is None or not record.evaluations:
+        return None
+    by = weighting(record)
+    named = {allocation_name(record, name): widths for name, widths in named_allocations(record).items()}
+    means = {name: mean_bits(record, widths)[by] for name, widths in named.items()}
+    data = bits_data(named, means, by)
+    caption = (
+        f"Activation bits of every block linear on {record.dataset}, by allocator, within the search's budget, and "
+        "their mean. The published mean bits are those of another network."
+    )
+    return Product(data, _search_cells(record), caption, figure=bits_figure(data))
+
+
+def pareto(feed: Feed) -> Product | None:
+    record = feed.search
+    if record is None or not record.front:
+        return None
+    data = pareto_data(record)
+    caption = (
+        f"Validation loss against cost of {len(data)} allocations on {record.dataset}, one training seed; filled: "
+        f"those that no other beats in both. {SHORT}"
+    )
+    return Product(data, _search_cells(record), caption, figure=pareto_figure(data))
+
+
+def _search_cells(record: SearchRecord) -> Cells:
+    """A search's evaluations are no runs of a plan: its name leads to its record, its confirmation has run keys."""
+    return [{"row": name, "columns": ["confirmed"], "keys": keys} for name, keys in record.confirmed.items()]
+
+
+# --- distributions ------------------------------------------------------------------------------------------------
+
+MEASURED = "robuq_uniform"  # whose activations and weights are shown, at its fewest bits
+SHOWN_ROLE = "fc2"  # behind GELU: the layer whose tokens are farthest from normal
+
+
+def _of_arrays(make: Callable[[Arrays], tuple[Figure, pd.DataFrame, str]]) -> Builder:
+    """A figure of one run's distributions.npz."""
+
+    def built(feed: Feed) -> Product | None:
+        runs = finished(feed.runs)
+        runs = runs[(runs["variant"] == MEASURED) & runs["distributions"].notna()]
+        if runs.empty:
+            return None
+        run = runs.sort_values(["act_bits", "seed", "pretrain_seed"]).iloc[0]
+        with np.load(feed.open_file(run["distributions"]), allow_pickle=False) as arrays:
+            figure, data, text = make({name: arrays[name] for name in arrays.files})
+        caption = f"{text} Of `{run['variant']}` ({run['label']}, seed {run['seed']}) on {run['dataset']}, n = 1 run."
+        cells: Cells = [{"row": f"{run['variant']} {run['label']}", "columns": [], "keys": [run["key"]]}]
+        return Product(data, cells, caption, figure=figure)
+
+    return built
+
+
+def _middle(arrays: Arrays) -> int:
+    blocks = np.unique(arrays["block"])
+    return int(blocks[len(blocks) // 2])
+
+
+def _by_role(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
+    data = by_role_data(arrays, _middle(arrays))
+    text = (
+        f"Tokens that enter the block linears of block {_middle(arrays)}, each divided by its own standard deviation, "
+        "over all timesteps: densities with the quantizer's levels, and quantiles against the normal's."
+    )
+    return panels_figure(data), data, text
+
+
+def _by_timestep(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
+    data = by_timestep_data(arrays, SHOWN_ROLE, _middle(arrays))
+    text = (
+        f"Tokens that enter `{SHOWN_ROLE}` of block {_middle(arrays)}, each divided by its own standard deviation, at "
+        "little, middling and much noise."
+    )
+    return panels_figure(data), data, text
+
+
+def _kurtosis(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
+    data = normality_data(arrays)
+    text = "Excess kurtosis (0 is normal) of the tokens that enter each block linear, by depth and timestep."
+    return kurtosis_map_figure(data), data, text
+
+
+def _weights(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
+    data = weights_data(arrays)
+    text = "Latent weights in units of their ternary threshold, against the normal density, with the three levels."
+    return weights_figure(data), data, text
+
+
+samples = _of_report(report._samples, _sample_cells)
+distributions = _of_report(report._distributions, _distribution_cells)
+curves = _of_report(report._curves, lambda runs, _: _cells_of(runs))
+by_role, by_timestep, kurtosis, weights = (_of_arrays(make) for make in (_by_role, _by_timestep, _kurtosis, _weights))
