@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 OUTPUT ?= results
 PLAN ?= experiments/plans/digits_components.yaml
 
-.PHONY: help install ablation smoke test fast clean
+N ?= 100
+
+.PHONY: help install ablation smoke test torture fast clean
 
 help:
 	@echo "make ablation   set up, train and compare the variants of $(PLAN), write the report (about 20 minutes on 2 cores)"
 	@echo "make smoke      the same path in about a minute"
 	@echo "make test       set up and run every check: format, lint, types, import contracts, tests"
+	@echo "make torture    kill sweeps and searches at random moments and continue them, N=100 rounds; table in torture.md"
 	@echo "make install    only create $(VENV) with the pinned dependencies"
 
 # The stamp is newer than the lock file exactly when the environment is up to date.
@@ -28,6 +31,10 @@ ablation: install
 
 smoke:
 	$(MAKE) ablation PLAN=experiments/plans/smoke.yaml OUTPUT=$(OUTPUT)
+
+# Kills real commands at seeded moments, N rounds, and writes a table of what was survived.
+torture: install
+	$(BIN)/python tests/torture/torture.py --rounds $(N) --seed $(or $(SEED),0) --table torture.md
 
 test: install
 	$(BIN)/ruff format --check .

@@ -25,8 +25,11 @@ class Estimator:
     def __init__(self, store: StageStore) -> None:
         self._ratios: dict[str, list[float]] = {}
         for file in sorted(store.root.glob("*/*/result.json")):
-            stage = json.loads(file.with_name("stage.json").read_text())
-            seconds = float(json.loads(file.read_text()).get("seconds", 0.0))
+            try:
+                stage = json.loads(file.with_name("stage.json").read_text())
+                seconds = float(json.loads(file.read_text()).get("seconds", 0.0))
+            except (OSError, ValueError):
+                continue  # a damaged stage teaches nothing; whoever needs it says so
             rough = rough_seconds(stage["kind"], stage["config"])
             if seconds > 0 and rough > 0:
                 self._ratios.setdefault(stage["kind"], []).append(seconds / rough)

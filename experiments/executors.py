@@ -9,17 +9,20 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import signal
 import socket
+import threading
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from robuq.config import ConfigError
-from robuq.stages import Stage, StageStore
+from robuq.stages import InputDamaged, Stage, StageStore
+from robuq.stopping import Stopped, ask_also
 
 StageFunction = Callable[[Stage, Path, str], Mapping[str, Any]]  # (stage, store's root, device) -> result
 
@@ -32,10 +35,14 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended. `lost`: its worker died, nothing is known, try again."""
+    """How a stage ended.
+
+    `lost`: its worker died, nothing is known, try again. `damaged`: one of its inputs was, and has been set aside:
+    make that anew, then try again. `stopped`: by request; a later launch goes on.
+    """
 
     stage: Stage
-    status: Literal["done", "failed", "lost"]
+    status: Literal["done", "failed", "lost", "damaged", "stopped"]
     reason: str = ""  # one line
 
 
@@ -52,8 +59,12 @@ class Executor(Protocol):
         """Stages that ended; empty after `seconds`, or as soon as another worker has become free."""
         ...
 
+    def stop(self, seconds: float) -> None:
+        """Ask all workers to keep what they have and stop, and wait until they did, but not for longer."""
+        ...
+
     def close(self) -> None:
-        """Stop all workers; what they were doing can be continued by a later launch."""
+        """End all workers; what they were doing can be continued by a later launch."""
         ...
 
 
@@ -94,21 +105,25 @@ def _warm_up(function: StageFunction) -> None:
 class _Caught(AbstractContextManager["_Caught"]):
     """Keeps the exception of its block: on a worker a failure is data. Interrupts and exits pass."""
 
-    error: Exception | None = None
+    error: Exception | Stopped | None = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self.error = error if isinstance(error, Exception) else None
+        self.error = error if isinstance(error, (Exception, Stopped)) else None
         return self.error is not None
 
 
 def attempt(function: StageFunction, stage: Stage, root: Path, device: str) -> Outcome:
-    """Run a stage; the outcome is done or failed. What was not foreseen leaves its traceback in failure.json."""
+    """Run a stage; the outcome is never lost. A failure that was not foreseen leaves its traceback in failure.json."""
     with _Caught() as caught:
         function(stage, root, device)
     if caught.error is None:
         return Outcome(stage, "done")
+    if isinstance(caught.error, Stopped):
+        return Outcome(stage, "stopped")
+    if isinstance(caught.error, InputDamaged):
+        return Outcome(stage, "damaged", str(caught.error))
     store, reason = StageStore(root), one_line(caught.error)
     if store.work_folder(stage).is_dir() and store.failure(stage) is None:
         store.fail(stage, reason, "".join(traceback.format_exception(caught.error)))
@@ -142,6 +157,9 @@ class LocalExecutor:
         stage, self._next = self._next, None
         return [attempt(self._function, stage, self._root, self._device)]
 
+    def stop(self, seconds: float) -> None:
+        """Nothing runs outside `wait`."""
+
     def close(self) -> None:
         self._next = None
 
@@ -174,6 +192,10 @@ class OnDemandExecutor:
         self._given -= len(outcomes)
         return outcomes
 
+    def stop(self, seconds: float) -> None:
+        if self._executor is not None:
+            self._executor.stop(seconds)
+
     def close(self) -> None:
         if self._executor is not None:
             self._executor.close()
@@ -191,6 +213,7 @@ class _Worker:
         return os.getpid()
 
     def attempt(self, stage: Stage, root: Path, device: str) -> Outcome:
+        ask_also(_ray().get_runtime_context().is_canceled)
         return attempt(self._function, stage, root, device)
 
 
@@ -243,6 +266,13 @@ class RayExecutor:
     def process_ids(self) -> list[int]:
         """Of the workers that are busy, in the order of their stages' submission."""
         return [self._process_ids[actor] for _, actor in self._working.values()]
+
+    def stop(self, seconds: float) -> None:
+        for future in self._working:
+            _ray().cancel(future)
+        after = [actor.process_id.remote() for _, actor in self._working.values()]  # each waits behind its stage
+        if after:
+            _ray().wait(after, num_returns=len(after), timeout=seconds)
 
     def close(self) -> None:
         for actor in [*self._idle, *self._starting.values(), *(actor for _, actor in self._working.values())]:
@@ -297,15 +327,36 @@ def start_ray(address: str | None, workers: int, cpus: float, gpus: float) -> bo
     settings = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": ONE_THREAD}}
     if address is None:
         here = {"num_cpus": max(1, math.ceil(workers * cpus)), "num_gpus": math.ceil(workers * gpus) if gpus else None}
-        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **here, **settings)
+        with _own_sigterm():
+            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **here, **settings)
         return True
     try:
         _check_that_someone_listens(address)
-        ray.init(address=address, **settings)
+        with _own_sigterm():
+            ray.init(address=address, **settings)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {_first_line(error)}") from None
     _check_room(cpus, gpus)
     return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and leaves by SystemExit: give it back to the handler it had."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+        raise Stopped from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_that_someone_listens(address: str) -> None:

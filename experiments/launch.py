@@ -6,19 +6,25 @@ asks for the next when it has seen how earlier ones ended.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 from experiments.executors import Executor, Outcome
+from experiments.signals import stopping_at_boundaries
 from robuq.config import DataConfig, RunConfig
 from robuq.data.fingerprint import data_fingerprint
 from robuq.stages import Stage, StageStore, distinct, stages_of
+from robuq.stopping import Stopped, stop_requested
 
-MAX_LOSSES = 2  # workers that a stage may lose before it counts as failed
+MAX_LOSSES = 2  # workers that a stage may lose, or damaged inputs it may find, before it counts as failed
 WAIT_SECONDS = 1.0  # between looks at the clock while nothing ends
+STOP_SECONDS = 8.0  # for workers to keep what they have, once they are asked to stop
+
+log = logging.getLogger(__name__)
 
 Status = Literal["waiting", "running", "done", "failed"]
 
@@ -83,6 +89,7 @@ class Sweep:
         self.started: dict[str, float] = {}  # monotonic seconds, of running stages
         self.took: dict[str, float] = {}  # seconds, of stages that ended in this launch
         self.reasons: dict[str, str] = {}  # of failed stages
+        self.repaired: list[str] = []  # finished stages that were found damaged, one line each: they are done anew
         self._store, self._estimate = store, seconds
         self._losses: dict[str, int] = {}
         self._order: dict[str, int] = {}
@@ -96,6 +103,9 @@ class Sweep:
         for stage in distinct(stage for job in jobs for stage in job.stages):
             if stage.id not in self.stages:
                 self._order[stage.id] = len(self._order)
+                if problem := self._store.settle(stage):
+                    self.repaired.append(f"{stage.id}: {problem}; it was set aside and is made anew")
+                    log.warning(self.repaired[-1])
                 self.status[stage.id] = "done" if self._store.is_done(stage) else "waiting"
                 self.seconds[stage.id] = max(self._estimate(stage), 1e-3)
                 self.stages[stage.id] = stage
@@ -129,12 +139,17 @@ class Sweep:
     def settle(self, outcome: Outcome) -> None:
         name = outcome.stage.id
         self.took[name] = time.monotonic() - self.started.pop(name)
-        if outcome.status == "lost":
+        if outcome.status in ("lost", "damaged"):
             self._losses[name] = self._losses.get(name, 0) + 1
             if self._losses[name] <= MAX_LOSSES:
                 self.status[name] = "waiting"
+                self._reopen_inputs(outcome.stage)
                 return
-            self.reasons[name] = f"lost its worker {self._losses[name]} times: {outcome.reason}"
+            what = "lost its worker" if outcome.status == "lost" else "found its inputs damaged"
+            self.reasons[name] = f"{what} {self._losses[name]} times: {outcome.reason}"
+        elif outcome.status == "stopped":
+            self.status[name] = "waiting"
+            return
         elif outcome.status == "failed":
             self.reasons[name] = outcome.reason
         self.status[name] = "done" if outcome.status == "done" else "failed"
@@ -170,6 +185,14 @@ class Sweep:
                 still_open.append(job)
         self._open = still_open
 
+    def _reopen_inputs(self, stage: Stage) -> None:
+        """Those that were done and are no longer there wait again."""
+        for parent in stage.inputs.values():
+            known = self.stages.get(parent)
+            if known is not None and self.status[parent] == "done" and not self._store.is_done(known):
+                self.status[parent] = "waiting"
+                self._reopen_inputs(known)
+
     def _inputs_done(self, stage: Stage) -> bool:
         return all(self.status.get(parent, "done") == "done" for parent in stage.inputs.values())
 
@@ -194,12 +217,15 @@ def launch(
 
     `on_end` is called once a job, in one thread beside this one, so that recording never holds up a worker; what it
     raises is raised here.
+
+    Raises:
+        Stopped: a signal asked for it; the same launch goes on.
     """
     ends: list[JobEnd] = []
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="record") as recording:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="record") as recording, stopping_at_boundaries():
         pending: list[Future[None]] = []
         _announce(sweep, observers, ends, pending, recording, on_end)
-        while _admit(sweep, executor, more) or not sweep.is_over():
+        while not stop_requested() and (_admit(sweep, executor, more) or not sweep.is_over()):
             if sweep.is_over():  # what came in is in the store already
                 _announce(sweep, observers, ends, pending, recording, on_end)
                 continue
@@ -211,8 +237,17 @@ def launch(
                     observer.stage_ended(outcome)
             _announce(sweep, observers, ends, pending, recording, on_end)
             pending = _unfinished(pending)
+        if stop_requested():
+            _leave(executor, recording)
     _unfinished(pending)
     return ends
+
+
+def _leave(executor: Executor, recording: ThreadPoolExecutor) -> NoReturn:
+    """Records that are not begun are made by the next launch."""
+    recording.shutdown(wait=False, cancel_futures=True)
+    executor.stop(STOP_SECONDS)
+    raise Stopped
 
 
 def _admit(sweep: Sweep, executor: Executor, more: MoreJobs) -> bool:

@@ -76,7 +76,17 @@ class Output:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(f"another robuq command is writing to {self.folder}: wait, or use --output") from None
+            for file in self.temporaries():
+                file.unlink(missing_ok=True)
             yield
+
+    def temporaries(self) -> list[Path]:
+        """Half-written records that killed commands left."""
+        return sorted(file for folder in ("runs", "searches") for file in (self.folder / folder).glob("*/.*"))
+
+    def has_driver(self) -> bool:
+        """Whether a command holds the folder now. Changes nothing."""
+        return is_locked(self.folder / "sweep.lock")
 
     def _file(self, plan: str, key: str) -> Path:
         return self.folder / "runs" / plan / f"{key}.json"
@@ -163,12 +173,29 @@ class Output:
         return sent
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a process holds this lock. Changes nothing."""
+    try:
+        with file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def run_names(record: RunRecord) -> tuple[str, str]:
     return f"{record.variant}/{record.seed}", f"{record.variant}/{record.label}/{record.seed}"
 
 
 def _read(file: Path) -> RunRecord:
-    return RunRecord.parse(json.loads(file.read_text()), str(file))
+    try:
+        return RunRecord.parse(json.loads(file.read_text()), str(file))
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{file} cannot be read: `robuq doctor --fix` sets it aside, a sweep makes it anew") from None
 
 
 def _digest(record: RunRecord | SearchRecord) -> str:

@@ -83,7 +83,13 @@ class PlainDisplay:
     def stage_ended(self, outcome: Outcome) -> None:
         stage, sweep = outcome.stage, self._sweep
         done = sum(status == "done" for status in sweep.status.values())
-        word = {"done": "done", "failed": f"FAILED ({outcome.reason})", "lost": "lost its worker, is tried again"}
+        word = {
+            "done": "done",
+            "failed": f"FAILED ({outcome.reason})",
+            "lost": "lost its worker, is tried again",
+            "damaged": f"is tried again ({outcome.reason})",
+            "stopped": "stopped, can be continued",
+        }
         left = duration(sweep.seconds_left(self._workers))
         took = duration(sweep.took[stage.id])
         title = f"{stage.kind} {self._titles[stage.id]}"

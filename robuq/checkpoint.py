@@ -1,8 +1,8 @@
 """Rolling checkpoints: written whole or not at all, checked when read, the last two kept.
 
 A checkpoint is two files, `checkpoint-<step>.safetensors` and `checkpoint-<step>.json`. The second is written last
-and holds the first one's SHA-256: without it, or where they disagree, the checkpoint before it is used.
-Nothing is pickled.
+and holds the first one's SHA-256 and its own: without it, or where they disagree, the checkpoint before it is used.
+Nothing is pickled. Other files of work under way are sealed one by one (`save_sealed`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from robuq.stages import sha256
 
 KEEP = 2
 log = logging.getLogger(__name__)
@@ -35,10 +37,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     tensors_file = folder / f"checkpoint-{checkpoint.step:08d}.safetensors"
     partial = tensors_file.with_name(f"{tensors_file.name}.partial")
     save_file({name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}, partial)
-    digest = _sha256(partial)
+    digest = sha256(partial)
     _replace(partial, tensors_file)
     seal = {"step": checkpoint.step, "sha256": digest, "values": checkpoint.values}
-    partial.write_text(json.dumps(seal, sort_keys=True))
+    partial.write_text(json.dumps({**seal, "seal": _digest(seal)}, sort_keys=True))
     _replace(partial, tensors_file.with_suffix(".json"))
     for old in _seals(folder)[KEEP:]:
         old.unlink()
@@ -66,14 +68,32 @@ def _read(seal: Path) -> Checkpoint | None:
         content = json.loads(seal.read_text())
     except ValueError:
         return None
-    if not tensors_file.is_file() or _sha256(tensors_file) != content["sha256"]:
+    if not isinstance(content, dict) or content.pop("seal", None) != _digest(content):
+        return None
+    if not tensors_file.is_file() or sha256(tensors_file) != content["sha256"]:
         return None
     return Checkpoint(content["step"], load_file(tensors_file), content["values"])
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def save_sealed(file: Path, content: bytes) -> None:
+    """The SHA-256 of the content (32 bytes), then the content."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(hashlib.sha256(content).digest() + content)
+    _replace(partial, file)
+
+
+def read_sealed(file: Path) -> bytes | None:
+    """None where there is no such file, or where it is not as it was written."""
+    sealed = file.read_bytes() if file.is_file() else b""
+    if sealed and sealed[:32] == hashlib.sha256(sealed[32:]).digest():
+        return sealed[32:]
+    if file.is_file():
+        log.warning("%s is damaged: made anew", file.name)
+    return None
+
+
+def _digest(seal: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(seal, sort_keys=True).encode()).hexdigest()
 
 
 def _replace(source: Path, target: Path) -> None:

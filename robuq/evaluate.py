@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robuq.batches import known_labels, noised_at_mixed_timesteps
+from robuq.checkpoint import read_sealed, save_sealed
 from robuq.config import BitAllocation, DiffusionConfig, EvalConfig, LossConfig, ModelConfig, PrecisionMap
 from robuq.cost import average_bits, layer_costs, summarise
 from robuq.data.load import ImageData
@@ -26,6 +27,7 @@ from robuq.models.dit import DiT
 from robuq.quant.linear import QuantizedLinear
 from robuq.seeding import derived_generator
 from robuq.stages import ProgressFile
+from robuq.stopping import stop_point
 from robuq.telemetry import block_layers, capture_tokens, levels_in_sigmas, rotated_tokens
 
 SAMPLES, TOKENS, DISTRIBUTIONS = "samples.npz", "tokens.npz", "distributions.npz"
@@ -117,22 +119,24 @@ def drawn_images(model: DiT, labels: Tensor, diffusion: DiffusionConfig, config:
     parts = []
     for first in range(0, len(labels), config.sample.batch_size):
         file = work / f"checkpoint-images-{first:08d}.npy"
-        if not file.is_file():
+        kept = read_sealed(file)
+        if kept is None:
             batch = labels[first : first + config.sample.batch_size]
-            _save_whole(file, sample_images(model, batch, diffusion, config.sample, first_index=first).numpy())
-        parts.append(torch.from_numpy(np.load(file, allow_pickle=False)))
+            kept = _npy(sample_images(model, batch, diffusion, config.sample, first_index=first).numpy())
+            save_sealed(file, kept)
+        parts.append(torch.from_numpy(np.load(io.BytesIO(kept), allow_pickle=False)))
         progress.update(min(first + config.sample.batch_size, len(labels)))
+        stop_point()
     images = torch.cat(parts)
     if not bool(images.isfinite().all()):
         raise NotFiniteError("a drawn image is not finite: the network diverged")
     return images
 
 
-def _save_whole(file: Path, images: NDArray[np.float32]) -> None:
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        np.save(stream, images, allow_pickle=False)
-    os.replace(partial, file)
+def _npy(images: NDArray[np.float32]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, images, allow_pickle=False)
+    return stream.getvalue()
 
 
 def save_grid(images: Tensor, labels: Tensor, count: int, file: Path) -> None:

@@ -60,6 +60,7 @@ from robuq.quant.storage import load_quantized, save_quantized
 from robuq.quant.surgery import needs_calibration, quantize_
 from robuq.seeding import derived_seed
 from robuq.stages import ProgressFile, Stage, StageStore, write_json
+from robuq.stopping import stop_point
 from robuq.train import TrainingDiverged, TrainResult, train
 
 MODEL, CLASSIFIER, FEATURES = "model", "classifier.safetensors", "features.safetensors"
@@ -95,10 +96,13 @@ def run_stage(stage: Stage, store: StageStore, device: str = "cpu") -> dict[str,
 
     Raises:
         StageFailed: after writing failure.json; checkpoints stay.
+        InputDamaged: run that input again, then this stage.
+        Stopped: it was asked for; a later attempt goes on.
     """
-    with store.locked(stage):
+    with store.locked(stage.id):
         if store.is_done(stage):
             return store.result(stage.id)
+        store.check_inputs(stage)
         work, begun = store.open_work(stage), time.perf_counter()
         seed_global_generators(int(stage.key[:8], 16))
         try:
@@ -175,7 +179,12 @@ def sensitivity(stage: Stage, store: StageStore, work: Path, device: str) -> Sta
     config = SensitivityConfig.parse(stage.config["sensitivity"], "ampn.sensitivity")
     model = load_quantized(store.folder(stage.inputs["warm_up"]) / MODEL).to(device)
     progress = ProgressFile(work, "measuring", len(BLOCK_ROLES) * setting.model.num_layers)
-    table = measure_sensitivity(model, setting.data, setting.schedule, config, lambda done, _: progress.update(done))
+
+    def measured(done: int, _: int) -> None:
+        progress.update(done)
+        stop_point()
+
+    table = measure_sensitivity(model, setting.data, setting.schedule, config, measured)
     table.save(work / SENSITIVITY)
     return StageOutput({**table.noise(), **{f"{name}_seconds": value for name, value in table.seconds.items()}})
 

@@ -3,6 +3,9 @@
 A stage's key is the hash of its own configuration slice, its parents' keys, the data's fingerprint and
 `CODE_EPOCH`. Two runs that share a prefix share its stages. A finished stage is a folder that is never
 written again; an unfinished one is a working folder that a later attempt continues. Free of torch.
+
+`result.json` of a finished stage is its seal: the SHA-256 of each of its files, and of itself. Stages that take it as
+an input check all of that first; what is damaged is set aside under `quarantine/` and made anew.
 """
 
 from __future__ import annotations
@@ -25,6 +28,15 @@ CODE_EPOCH = 2  # raise when a change alters numbers; CHANGELOG says so under "n
 
 # In dependency order. `probe` is for searches: the validation loss of a network, and nothing else.
 KINDS = ("features", "full_precision", "warm_up", "sensitivity", "allocate", "qat", "probe", "evaluate")
+
+
+FILES, SEAL = "files", "seal"  # in result.json: {file: [bytes, SHA-256]}, and the SHA-256 of the rest of it
+QUARANTINE = "quarantine"
+LEFTOVERS = ("checkpoint*", "progress.json", ".*", "*.partial")  # in a finished stage's folder: of a kill at its end
+
+
+class InputDamaged(RuntimeError):
+    """Files of an input were not as they were written. It was set aside; once it is made anew, the stage can be run."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,10 @@ class StageStore:
     def work_folder(self, stage: Stage) -> Path:
         return self.root / f"{stage.id}.work"
 
+    def lock_file(self, stage_id: str) -> Path:
+        kind, _, key = stage_id.partition("/")
+        return self.root / kind / f".{key}.lock"
+
     def is_done(self, stage: Stage) -> bool:
         return (self.folder(stage.id) / "result.json").is_file()
 
@@ -157,7 +173,49 @@ class StageStore:
         """What the stage returned: plain data."""
         text = (self.folder(stage_id) / "result.json").read_text()
         result: dict[str, Any] = json.loads(text)
-        return result
+        return {name: value for name, value in result.items() if name not in (FILES, SEAL)}
+
+    def damage(self, stage_id: str, thorough: bool = True) -> str | None:
+        """What is wrong with a finished stage, one line; None where it is as it was committed.
+
+        Not `thorough`: result.json and the sizes of the files, which costs next to nothing.
+        """
+        folder = self.folder(stage_id)
+        files = _sealed_files(folder / "result.json")
+        if isinstance(files, str):
+            return files
+        return next(
+            (problem for name, seal in files.items() if (problem := _problem(folder / name, seal, thorough))), None
+        )
+
+    def set_aside(self, stage_id: str) -> Path | None:
+        """Move a damaged stage into quarantine, so that it is made anew; None where it is not damaged (any more)."""
+        with self.locked(stage_id):
+            if not self.folder(stage_id).is_dir() or self.damage(stage_id) is None:
+                return None
+            target = self.root / QUARANTINE / stage_id
+            target.parent.mkdir(parents=True, exist_ok=True)
+            while target.exists():
+                target = target.with_name(f"{target.name}+")
+            os.replace(self.folder(stage_id), target)
+            return target
+
+    def check_inputs(self, stage: Stage) -> None:
+        """Set damaged ones aside. Raises InputDamaged: there was one."""
+        for parent in stage.inputs.values():
+            problem = self.damage(parent) if self.folder(parent).is_dir() else None
+            if problem is not None:
+                self.set_aside(parent)
+                raise InputDamaged(f"{parent}: {problem}; it was set aside and is made anew")
+
+    def settle(self, stage: Stage) -> str | None:
+        """Clean up what a kill at the very end of a stage left; set the stage aside if a cheap look finds it damaged,
+        and say why, in one line."""
+        if not self.folder(stage.id).is_dir():
+            return None
+        _remove_leftovers(self.folder(stage.id))
+        problem = self.damage(stage.id, thorough=False)
+        return problem if problem and self.set_aside(stage.id) else None
 
     def failure(self, stage: Stage) -> dict[str, Any] | None:
         """`{"reason": ..., "error": ...}` of the last attempt that failed, if the stage is not done."""
@@ -175,9 +233,9 @@ class StageStore:
         return progress
 
     @contextmanager
-    def locked(self, stage: Stage) -> Iterator[None]:
+    def locked(self, stage_id: str) -> Iterator[None]:
         """Alone with this stage: a second process waits here. The lock goes with the process that holds it."""
-        file = self.root / stage.kind / f".{stage.key}.lock"
+        file = self.lock_file(stage_id)
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
@@ -191,19 +249,73 @@ class StageStore:
         """The working folder, with what an earlier attempt left to continue from."""
         folder = self.work_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("failure.json", ProgressFile.NAME):
+        for stale in ("failure.json", "result.json", ProgressFile.NAME):
             (folder / stale).unlink(missing_ok=True)
+        remove_temporaries(folder)
         write_json(folder / "stage.json", {"kind": stage.kind, "inputs": stage.inputs, "config": stage.config})
         return folder
 
     def commit(self, stage: Stage, result: Mapping[str, Any]) -> Path:
         """Make the working folder the finished stage, in one rename; checkpoints go only after it."""
         work, final = self.work_folder(stage), self.folder(stage.id)
-        write_json(work / "result.json", result)
+        write_json(work / "result.json", _sealed(result, work))
         os.replace(work, final)
-        for leftover in (*final.glob("checkpoint*"), *final.glob(ProgressFile.NAME)):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        _remove_leftovers(final)
         return final
+
+
+def _sealed(result: Mapping[str, Any], work: Path) -> dict[str, Any]:
+    """The result with the seals of all files that stay."""
+    going = {file for pattern in LEFTOVERS for file in work.glob(pattern)} | {work / "result.json"}
+    files = sorted(file for file in work.rglob("*") if file.is_file() and not going & {file, *file.parents})
+    seals = {str(file.relative_to(work)): [file.stat().st_size, sha256(file)] for file in files}
+    sealed = {**result, FILES: seals}
+    return {**sealed, SEAL: _digest(sealed)}
+
+
+def _sealed_files(file: Path) -> dict[str, list[Any]] | str:
+    """{file: [bytes, SHA-256]} of a result.json, or what is wrong with it."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return "result.json cannot be read"
+    if not isinstance(content, dict):
+        return "result.json cannot be read"
+    if not {FILES, SEAL} & content.keys():
+        return {}  # of a version that knew no seals: nothing can be said against it
+    if content.pop(SEAL, None) != _digest(content):
+        return "result.json does not have its checksum"
+    files: dict[str, list[Any]] = content[FILES]
+    return files
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _problem(file: Path, seal: list[Any], thorough: bool) -> str | None:
+    size, digest = seal
+    if not file.is_file():
+        return f"{file.name} is missing"
+    if file.stat().st_size != size:
+        return f"{file.name} has {file.stat().st_size} bytes, not {size}"
+    return f"{file.name} does not have its checksum" if thorough and sha256(file) != digest else None
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """What killed writers left: `write_json` and checkpoints name their half-written files like this."""
+    for file in (*folder.glob(".*"), *folder.glob("*.partial")):
+        file.unlink(missing_ok=True)
+
+
+def _remove_leftovers(final: Path) -> None:
+    for leftover in (file for pattern in LEFTOVERS for file in final.glob(pattern)):
+        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 class ProgressFile:

@@ -29,6 +29,7 @@ from robuq.diffusion.loss import noise_prediction_loss
 from robuq.diffusion.schedule import NoiseSchedule
 from robuq.models.dit import DiT
 from robuq.stages import ProgressFile
+from robuq.stopping import Stopped, stop_requested
 from robuq.telemetry import LayerTelemetry
 
 HISTORY, LAYERS, TIMING = "history.jsonl", "layers.jsonl", "timing.jsonl"
@@ -73,6 +74,7 @@ def train(
     Raises:
         TrainingDiverged: a non-finite loss, gradient or parameter, found at the next logged or kept step.
         ConfigError: the checkpoint in `work` belongs to another configuration, seed or model.
+        Stopped: it was asked for; a checkpoint of the last step is in `work`.
     """
     run = _Run(model.to(device).train(), data, schedule, config, seed, work, torch.device(device))
     start = run.resume()
@@ -80,10 +82,13 @@ def train(
     run.measure_layers(start)
     for step in range(start, config.steps):
         run.update(step)
-        run.record(step + 1)
+        stopping = step + 1 < config.steps and stop_requested()
+        run.record(step + 1, stopping)
         progress.update(step + 1, run.loss)
         if on_step is not None:
             on_step(step + 1)
+        if stopping:
+            raise Stopped
     run.average.copy_to(run.parameters)
     model.eval()
     return TrainResult(config.steps, run.loss, run.seconds(), run.earlier_seconds)
@@ -205,10 +210,10 @@ class _Run:
         self.average.update(self.parameters, step)
         self.window += torch.stack((loss.detach(), norm))
 
-    def record(self, done: int) -> None:
+    def record(self, done: int, stopping: bool) -> None:
         """History, telemetry and checkpoint, where they are due after `done` updates."""
         config, last = self.config, done == self.config.steps
-        keeps = last or done % config.checkpoint_every == 0
+        keeps = last or stopping or done % config.checkpoint_every == 0
         logs = last or done % config.log_every == 0
         if keeps or logs:
             loss, norm = self._checked_means(done)

@@ -28,6 +28,7 @@ TORCH_FREE = "Configuration, records and analysis are free of torch and ray"
 MLFLOW = "mlflow has one home: robuq.record.mlflow"
 RAY = "ray has one home: experiments.executors"
 OPTUNA = "optuna has one home: robuq.ampn.search"
+STREAMLIT = "streamlit has one home: dashboards"
 
 VIOLATIONS = [  # (contract, file, what is added to it)
     (METHOD, "robuq/train.py", "import experiments.plan"),
@@ -52,6 +53,8 @@ VIOLATIONS = [  # (contract, file, what is added to it)
     (RAY, "experiments/launch.py", "from ray.util import ActorPool"),
     (OPTUNA, "robuq/train.py", "import optuna"),
     (OPTUNA, "experiments/plan.py", "from optuna.samplers import TPESampler"),
+    (STREAMLIT, "analysis/live.py", "import streamlit as st"),
+    (STREAMLIT, "experiments/cli_dashboard.py", "def run() -> None:\n    from streamlit.web import cli"),
 ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from robuq.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from robuq.checkpoint import Checkpoint, latest_checkpoint, read_sealed, save_checkpoint, save_sealed
 
 
 def some_tensors(step: int) -> dict[str, torch.Tensor]:
@@ -48,7 +48,9 @@ def test_the_newest_is_used_and_two_are_kept(tmp_path: Path) -> None:
     assert back.step == 100
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "seal_truncated", "unsealed"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "missing", "seal_truncated", "values", "no object", "unsealed"]
+)
 def test_a_damaged_one_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 5, 10)
     tensors, seal = (tmp_path / f"checkpoint-00000010.{suffix}" for suffix in ("safetensors", "json"))
@@ -61,6 +63,10 @@ def test_a_damaged_one_gives_way_to_the_one_before(tmp_path: Path, damage: str) 
         tensors.unlink()
     elif damage == "seal_truncated":
         seal.write_text(seal.read_text()[:20])
+    elif damage == "values":
+        seal.write_text(seal.read_text().replace('"loss": 1.0', '"loss": 1.5'))
+    elif damage == "no object":
+        seal.write_text("[]")
     else:
         seal.unlink()
     back = latest_checkpoint(tmp_path)
@@ -81,3 +87,16 @@ def test_what_a_killed_writer_left_is_not_a_checkpoint(tmp_path: Path) -> None:
     back = latest_checkpoint(tmp_path)
     assert back is not None
     assert back.step == 5
+
+
+def test_a_sealed_file_comes_back_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "images.npy"
+    assert read_sealed(file) is None
+    for content in (b"", b"content"):
+        save_sealed(file, content)
+        assert read_sealed(file) == content
+    sealed = file.read_bytes()
+    for damaged in (b"", sealed[:-1], sealed[:20], bytes([sealed[0] ^ 1]) + sealed[1:], sealed[:-1] + b"T"):
+        file.write_bytes(damaged)
+        assert read_sealed(file) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["images.npy"]

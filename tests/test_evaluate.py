@@ -148,9 +148,12 @@ def test_killed_drawing_continues_with_the_batches_it_has(tmp_path: Path, data: 
         (work / kept).write_bytes((whole / kept).read_bytes())
     (work / "checkpoint-images-00000010.partial").write_bytes(b"half")
     again = drawn_images(model, labels, DIFFUSION, CONFIG, work)
-    handle.remove()
     assert drawn == [10] * CONFIG.sample.steps
     assert torch.equal(again, images)
+    (damaged := work / "checkpoint-images-00000020.npy").write_bytes(damaged.read_bytes()[:-1])
+    assert torch.equal(drawn_images(model, labels, DIFFUSION, CONFIG, work), images)
+    handle.remove()
+    assert drawn[CONFIG.sample.steps :] == [4] * CONFIG.sample.steps
 
 
 def test_batch_size_changes_no_image(tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ def test_a_stage_is_locked_while_it_runs(tmp_path: Path) -> None:
     import fcntl
 
     stage, store = stages(RUN)["features"], StageStore(tmp_path)
-    with store.locked(stage):
+    with store.locked(stage.id):
         (lock,) = (tmp_path / "features").glob(".*.lock")
         with lock.open("w") as stream, pytest.raises(BlockingIOError):
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

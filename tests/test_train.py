@@ -31,6 +31,7 @@ from robuq.diffusion.schedule import NoiseSchedule
 from robuq.models.dit import DiT, build_dit
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.surgery import quantize_
+from robuq.stopping import Stopped, forget_request, request_stop
 from robuq.train import (
     ParameterAverage,
     RowFile,
@@ -71,14 +72,14 @@ def quantized_model() -> DiT:
     return model
 
 
-class Stopped(Exception):
+class Halted(Exception):
     pass
 
 
 def stop_at(step: int) -> Callable[[int], None]:
     def on_step(done: int) -> None:
         if done == step:
-            raise Stopped
+            raise Halted
 
     return on_step
 
@@ -276,11 +277,30 @@ def test_stopped_anywhere_and_continued_is_bit_identical(
     for stops in [(1,), (5,), (7,), (12,), (6, 9)]:
         (work := tmp_path / str(stops)).mkdir()
         for stop in stops:
-            with pytest.raises(Stopped):
+            with pytest.raises(Halted):
                 train(build(), data, schedule, SHORT, 0, work, on_step=stop_at(stop))
         model = build()
         train(model, data, schedule, SHORT, 0, work)
         assert_same(outcome(model, work), expected)
+
+
+def test_a_requested_stop_leaves_a_checkpoint_of_its_step(
+    tmp_path: Path, data: ImageData, schedule: NoiseSchedule
+) -> None:
+    (whole := tmp_path / "whole").mkdir()
+    model = full_precision_model()
+    train(model, data, schedule, SHORT, 0, whole)
+    (work := tmp_path / "stopped").mkdir()
+    with pytest.raises(Stopped):
+        train(full_precision_model(), data, schedule, SHORT, 0, work, on_step=lambda done: done == 7 and request_stop())
+    forget_request()
+    kept = latest_checkpoint(work)
+    assert kept is not None
+    assert kept.step == 8
+    again, started = full_precision_model(), []
+    train(again, data, schedule, SHORT, 0, work, on_step=started.append)
+    assert started == [9, 10, 11, 12]
+    assert_same(outcome(again, work), outcome(model, whole))
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
@@ -291,7 +311,7 @@ def test_damaged_checkpoints_are_not_used(
     model = full_precision_model()
     train(model, data, schedule, SHORT, 0, whole)
     (work := tmp_path / "stopped").mkdir()
-    with pytest.raises(Stopped):
+    with pytest.raises(Halted):
         train(full_precision_model(), data, schedule, SHORT, 0, work, on_step=stop_at(11))
     for file in sorted(work.glob("checkpoint-*.safetensors"), reverse=True)[:damaged]:
         file.write_bytes(file.read_bytes()[:-100])

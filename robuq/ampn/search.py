@@ -17,12 +17,14 @@ its value is not that of its nearest encoding.
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -427,18 +429,47 @@ def _open_storage(storage: Path | str | None) -> Any:
         return RDBStorage(storage)
     file = Path(storage)
     file.parent.mkdir(parents=True, exist_ok=True)
-    _drop_half_a_line(file)
+    drop_half_a_record(file)
     lock = JournalFileSymlinkLock(str(file), grace_period=LOCK_SECONDS)
     return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
 
 
-def _drop_half_a_line(file: Path) -> None:
-    """A record that a crash cut short: whatever is appended to it makes the journal unreadable."""
-    if not file.exists():
+def drop_half_a_record(file: Path) -> None:
+    """What a crash cut short at the end of a journal: whatever is appended to it makes the journal unreadable."""
+    if not file.exists() or not ends_in_half_a_record(file):
         return
     with file.open("rb+") as journal:
         content = journal.read()
         journal.truncate(content.rfind(b"\n") + 1)
+
+
+def ends_in_half_a_record(file: Path) -> bool:
+    content = file.read_bytes()
+    return bool(content) and not content.endswith(b"\n")
+
+
+def journal_states(file: Path) -> dict[str, list[str]]:
+    """{study: state of each trial} of a journal, which is only read: running, finished, pruned, failed.
+
+    Raises:
+        ValueError: a record in it cannot be read.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with TemporaryDirectory(prefix="robuq-journal-") as folder:
+        copy = Path(folder) / file.name
+        shutil.copyfile(file, copy)
+        drop_half_a_record(copy)
+        try:
+            store = JournalStorage(JournalFileBackend(str(copy)))
+            studies = store.get_all_studies()
+            return {
+                study.study_name: [
+                    STATES.get(trial.state, "waiting") for trial in store.get_all_trials(study._study_id)
+                ]
+                for study in studies
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: a record cannot be read ({type(error).__name__})") from None
 
 
 def _settings(name: str, distributions: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from robuq.config import ConfigError, FeatureConfig
 from robuq.data.load import ImageData
+from robuq.stopping import stop_point
 
 CHUNK = 250  # images at a time outside training; fixed, so that features depend on nothing else
 
@@ -92,6 +93,7 @@ def train_classifier(data: ImageData, config: FeatureConfig) -> FeatureClassifie
     for batch in _batches(len(images), config, generator):
         loss = F.cross_entropy(classifier(_shifted(images[batch], generator)), labels[batch])
         optimizer.zero_grad()
+        stop_point()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()

@@ -9,6 +9,7 @@ writes records.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -325,7 +326,8 @@ def read_runs(tracking_uri: str, experiment: str) -> list[RunRecord]:
     with errors_of(tracking_uri):
         client = connect(tracking_uri)
         found = _experiment_id(client, tracking_uri, experiment)
-        return [_light_record(run) for run in _search(client, found) if "robuq.identity" in run.data.tags]
+        with _collector_paused():
+            return [_light_record(run) for run in _search(client, found) if "robuq.identity" in run.data.tags]
 
 
 def _experiment_id(client: Any, tracking_uri: str, name: str) -> str:
@@ -335,6 +337,23 @@ def _experiment_id(client: Any, tracking_uri: str, name: str) -> str:
         known = f"there are {', '.join(names)}" if names else "it has none yet"
         raise ValueError(f"no experiment {name!r} on {redacted(tracking_uri)}: {known}")
     return str(found.experiment_id)
+
+
+def experiment_names(tracking_uri: str) -> list[str]:
+    """Of all plans and searches that the server has, sorted.
+
+    Raises:
+        TrackingUnavailable: the server does not answer.
+    """
+    with errors_of(tracking_uri):
+        client, token = connect(tracking_uri), None
+        names: list[str] = []
+        while True:
+            page = client.search_experiments(max_results=BATCH, page_token=token)
+            names += [found.name for found in page]
+            token = page.token
+            if not token:
+                return sorted(set(names) - {"Default"})  # MLflow's own
 
 
 def read_record(tracking_uri: str, light: RunRecord) -> RunRecord:
@@ -453,6 +472,19 @@ def _quiet(logger: str) -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector: thousands of runs are millions of objects with hardly a cycle among them,
+    which it would visit again and again. Reference counts free what is no longer used all the same."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _search(client: Any, experiment: str, condition: str = "") -> Iterator[Any]:

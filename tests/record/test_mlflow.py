@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import math
 import subprocess
@@ -415,3 +416,40 @@ def test_importing_the_recorder_does_not_import_mlflow() -> None:
     code = "import sys, robuq.record.mlflow; print([m for m in ('mlflow', 'torch', 'sqlalchemy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- the garbage collector ----------------------------------------------------------------------------------------
+
+
+def test_the_collector_rests_while_runs_are_read(
+    recorder: MlflowRecorder, uri: str, make: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.record(make())
+    seen, read = [], tracking._light_record
+
+    def watched(run: Any) -> RunRecord:
+        seen.append(gc.isenabled())
+        return read(run)
+
+    monkeypatch.setattr(tracking, "_light_record", watched)
+    assert len(read_runs(uri, make().plan)) == 1
+    assert (seen, gc.isenabled()) == ([False], True)
+
+
+def test_the_collector_is_on_again_after_an_error(recorder: MlflowRecorder, uri: str, make: Plan) -> None:
+    client = connect(uri)
+    run_id = recorder.record(make())
+    client.set_tag(run_id, "robuq.stages", "{")
+    with pytest.raises(json.JSONDecodeError):
+        read_runs(uri, make().plan)
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off(recorder: MlflowRecorder, uri: str, make: Plan) -> None:
+    recorder.record(make())
+    gc.disable()
+    try:
+        read_runs(uri, make().plan)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -1,0 +1,68 @@
+"""The command that looks for disagreements: doctor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from experiments.cli_options import FAILED, RESULTS, Folder, Json, Tracking, print_json
+from robuq.config import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.doctor import Finding
+
+doctor_app = typer.Typer()
+
+
+@doctor_app.command()
+def doctor(
+    output: Folder = RESULTS,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired safely.")] = False,
+    tracking_uri: Tracking = None,
+    as_json: Json = False,
+) -> None:
+    """Compare stages, records, tracking store and studies; list what disagrees. Changes nothing without --fix.
+
+    \b
+    robuq doctor
+    robuq doctor --output /data/results --json
+    robuq doctor --fix
+
+    Exit code 0: all agree, with --fix possibly after repairs; 1: something does not, and is listed.
+    """
+    from experiments.doctor import Doctor, finding_data
+    from experiments.output import Output
+    from robuq.record.mlflow import TrackingRefused, TrackingUnavailable
+
+    folder = Output(output)
+    examiner = Doctor(folder, tracking_uri)
+    findings, repaired = examiner.examine(), []
+    if fix:
+        try:
+            with folder.sweeping():
+                repaired = examiner.repair(findings)
+        except (TrackingUnavailable, TrackingRefused) as error:
+            raise ConfigError(f"nothing more was repaired: {error}") from None
+        findings = examiner.examine()
+    if as_json:
+        healthy, busy = not findings, folder.has_driver()
+        lists = {"findings": [*map(finding_data, findings)], "repaired": [*map(finding_data, repaired)]}
+        print_json({"output": str(folder.folder), "healthy": healthy, "busy": busy, **lists})
+    else:
+        _print(findings, repaired, folder.has_driver())
+    if findings:
+        raise typer.Exit(FAILED)
+
+
+def _print(findings: list[Finding], repaired: list[Finding], busy: bool) -> None:
+    for finding in repaired:
+        print(f"repaired: {finding.kind}: {finding.where}: {finding.what}: {finding.remedy}")
+    for finding in findings:
+        how = f"--fix: {finding.remedy}" if finding.repair is not None else finding.remedy
+        print(f"{finding.kind}: {finding.where}: {finding.what} ({how})")
+    if busy:
+        print("a command is writing to the folder: only what is finished was looked at")
+    print(
+        f"{len(findings)} disagreements" if findings else "healthy: stages, records, tracking store and studies agree"
+    )
