@@ -26,18 +26,19 @@ from analysis.tables.cost import cost_data, cost_table
 @dataclass(frozen=True)
 class Artefact:
     """`plans` and `searches`: each that was recorded gives one product; neither: it is computed, once.
+    `alone`: it is computed, too, where nothing was recorded, and then shows less.
 
-    `published`: ids in `analysis.published`. `missing`: why there is no builder yet.
+    `published`: ids in `analysis.published`.
     """
 
     id: str
     title: str
     kind: Literal["table", "figure"]
-    build: Builder | None
+    build: Builder
     plans: tuple[str, ...] = ()
     searches: tuple[str, ...] = ()
     published: tuple[str, ...] = ()
-    missing: str = ""
+    alone: bool = False
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -46,8 +47,7 @@ COMPONENTS = Comparison(
     {
         "full_precision": "Full precision",
         **{name: method_name(name) for name in ("ternary_only", "ternary_rotation", "ternary_low_rank_rotation")},
-        "bitnet_v2": "BitNet v2",
-        "bitnet_v2_low_rank": "BitNet v2 + low rank",
+        **{name: method_name(name) for name in ("bitnet_v2", "bitnet_v2_low_rank")},
         **{name: method_name(name) for name in ("minmax", "minmax_low_rank", "minmax_rotation", "baseline")},
         **{name: method_name(name) for name in ("robust_no_rotation", "robuq_uniform")},
     },
@@ -133,12 +133,15 @@ LIST = (
     Artefact("distributions_by_role", "The same, by layer", "figure", figures.by_role, _both("main")),
     Artefact("distributions_by_timestep", "The same, by timestep", "figure", figures.by_timestep, _both("main")),
     Artefact("kurtosis", "Kurtosis by depth and timestep", "figure", figures.kurtosis, _both("main")),
+    Artefact("kl_by_depth", "Distance to the normal by depth", "figure", figures.kl_by_depth, _both("main")),
+    Artefact("tokens", "Kurtosis from token to token", "figure", figures.tokens, _both("main")),
     Artefact(
         "central_limit",
         "The rate of the central limit theorem",
         "figure",
-        None,
-        missing="the rate over widths 16 to 4608 has no builder yet, and no command makes it",
+        figures.central_limit,
+        _both("main"),
+        alone=True,
     ),
     Artefact("weights", "Weights with their ternary thresholds", "figure", figures.weights, _both("main")),
     Artefact("curves", "Training curves", "figure", figures.curves, _both("main")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,17 +10,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import report
 from analysis.evaluations import allocation_name, mean_bits, named_allocations, weighting
+from analysis.figures import convergence
 from analysis.figures.bits import bits_data, bits_figure
 from analysis.figures.distributions import Arrays, by_role_data, by_timestep_data, panels_figure
-from analysis.figures.normality import kurtosis_map_figure, normality_data
+from analysis.figures.normality import (
+    depth_data,
+    depth_figure,
+    kurtosis_map_figure,
+    normality_data,
+    token_spread_figure,
+    tokens_a_cell,
+)
 from analysis.figures.score_cost import csv_of, grid_data, score_cost_data, score_cost_figure
 from analysis.figures.search import pareto_data, pareto_figure
 from analysis.figures.weights import weights_data, weights_figure
 from analysis.load import finished, one_protocol
 from analysis.methods import SHORT, short_name
 from analysis.product import Builder, Cells, Feed, Product
+from analysis.report import build_curves, build_distributions, build_samples, run_with_tokens
 from analysis.tables import main
 from robuq.record.search_record import SearchRecord
 
@@ -88,7 +97,7 @@ def _sample_cells(runs: pd.DataFrame, data: pd.DataFrame) -> Cells:
 
 
 def _distribution_cells(runs: pd.DataFrame, data: pd.DataFrame) -> Cells:
-    run = report._run_with_tokens(runs)
+    run = run_with_tokens(runs)
     return [{"row": f"{run['variant']} {run['label']}", "columns": [], "keys": [run["key"]]}] if run else []
 
 
@@ -134,18 +143,35 @@ def _of_arrays(make: Callable[[Arrays], tuple[Figure, pd.DataFrame, str]]) -> Bu
     """A figure of one run's distributions.npz."""
 
     def built(feed: Feed) -> Product | None:
-        runs = finished(feed.runs)
-        runs = runs[(runs["variant"] == MEASURED) & runs["distributions"].notna()]
-        if runs.empty:
+        measured = _measured(feed)
+        if measured is None:
             return None
-        run = runs.sort_values(["act_bits", "seed", "pretrain_seed"]).iloc[0]
-        with np.load(feed.open_file(run["distributions"]), allow_pickle=False) as arrays:
-            figure, data, text = make({name: arrays[name] for name in arrays.files})
-        caption = f"{text} Of `{run['variant']}` ({run['label']}, seed {run['seed']}) on {run['dataset']}, n = 1 run."
-        cells: Cells = [{"row": f"{run['variant']} {run['label']}", "columns": [], "keys": [run["key"]]}]
-        return Product(data, cells, caption, figure=figure)
+        run, arrays = measured
+        figure, data, text = make(arrays)
+        return Product(data, _cell_of(run), f"{text} {_of_run(run)}", figure=figure)
 
     return built
+
+
+def _measured(feed: Feed) -> tuple[pd.Series[Any], Arrays] | None:
+    """The run whose distributions are shown, and they."""
+    if feed.runs.empty:
+        return None
+    runs = finished(feed.runs)
+    runs = runs[(runs["variant"] == MEASURED) & runs["distributions"].notna()]
+    if runs.empty:
+        return None
+    run = runs.sort_values(["act_bits", "seed", "pretrain_seed"]).iloc[0]
+    with np.load(feed.open_file(run["distributions"]), allow_pickle=False) as arrays:
+        return run, {name: arrays[name] for name in arrays.files}
+
+
+def _of_run(run: pd.Series[Any]) -> str:
+    return f"Of `{run['variant']}` ({run['label']}, seed {run['seed']}) on {run['dataset']}, n = 1 run."
+
+
+def _cell_of(run: pd.Series[Any]) -> Cells:
+    return [{"row": f"{run['variant']} {run['label']}", "columns": [], "keys": [run["key"]]}]
 
 
 def _middle(arrays: Arrays) -> int:
@@ -173,8 +199,32 @@ def _by_timestep(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
 
 def _kurtosis(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
     data = normality_data(arrays)
-    text = "Excess kurtosis (0 is normal) of the tokens that enter each block linear, by depth and timestep."
+    text = (
+        "Excess kurtosis (0 is normal) of the tokens that enter each block linear, by depth and timestep; "
+        f"{tokens_a_cell(data)} a cell."
+    )
     return kurtosis_map_figure(data), data, text
+
+
+def _depth(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
+    measured = normality_data(arrays)
+    data = depth_data(measured)
+    text = (
+        "Kullback-Leibler divergence from the normal of the tokens that enter each block linear, each in units of its "
+        f"own standard deviation. Lines: means over {data['bins'].max()} bins of timesteps, {tokens_a_cell(measured)} "
+        "in each; bands: from the lowest to the highest bin; dotted: what a normal sample of equal size shows."
+    )
+    return depth_figure(data), data, text
+
+
+def _tokens(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
+    data, block = normality_data(arrays), _middle(arrays)
+    text = (
+        f"Excess kurtosis (0 is normal) of single tokens that enter the block linears of block {block}, by timestep. "
+        f"Lines: medians over the tokens of a bin of timesteps ({tokens_a_cell(data)}); bands: the middle 80 % of "
+        "them, from the 10 % to the 90 % quantile."
+    )
+    return token_spread_figure(data, block), data[data["block"] == block], text
 
 
 def _weights(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
@@ -183,7 +233,49 @@ def _weights(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
     return weights_figure(data), data, text
 
 
-samples = _of_report(report._samples, _sample_cells)
-distributions = _of_report(report._distributions, _distribution_cells)
-curves = _of_report(report._curves, lambda runs, _: _cells_of(runs))
-by_role, by_timestep, kurtosis, weights = (_of_arrays(make) for make in (_by_role, _by_timestep, _kurtosis, _weights))
+# --- the central limit theorem -------------------------------------------------------------------------------------
+
+TRAINED = "trained network"  # the measure of a trained network's rows
+RATE = (
+    "How far from normal drawn tokens are after a Hadamard rotation of width n: tokens of independent heavy-tailed "
+    "channels, and tokens that one channel dominates. {values} values a point; bars are 95 % intervals. Two laws: over "
+    "tokens, all in one unit, excess kurtosis is k / n, with k that of a channel; within a token, in the token's own "
+    "unit, it is −2K / n, with K the kurtosis over its channels. What is expected to be too small to be told from 0 is "
+    "not drawn. The divergence's line is of the first order only: the excess kurtosis squared over 48, and on top of "
+    "it what a normal sample of equal size shows."
+)
+NETWORK = (
+    "Trained network: a point is a block linear in a bin of timesteps, of {tokens}; each layer has one draw of signs, "
+    "hence the scatter around the dashed line of the mean over draws."
+)
+
+
+@functools.cache
+def _drawn(values: int) -> pd.DataFrame:
+    """The same for each data set. `values`: of one point."""
+    return convergence.convergence_data(np.random.default_rng(0), values=values)
+
+
+def central_limit(feed: Feed) -> Product:
+    """Of drawn tokens, and of a trained network where one was recorded."""
+    drawn, measured = _drawn(convergence.VALUES), _measured(feed)
+    text = RATE.format(values=_power_of_two(convergence.VALUES))
+    if measured is None:
+        return Product(drawn, [], text, figure=convergence.convergence_figure(drawn))
+    run, arrays = measured
+    network = convergence.network_data(arrays)
+    data = pd.concat([drawn, network.assign(measure=TRAINED, source=run["variant"])], ignore_index=True)
+    caption = f"{text} {NETWORK.format(tokens=tokens_a_cell(network))} {_of_run(run)}"
+    return Product(data, _cell_of(run), caption, figure=convergence.convergence_figure(drawn, network))
+
+
+def _power_of_two(count: int) -> str:
+    exponent = count.bit_length() - 1
+    return f"2^{exponent}" if count == 1 << exponent else str(count)
+
+
+samples = _of_report(build_samples, _sample_cells)
+distributions = _of_report(build_distributions, _distribution_cells)
+curves = _of_report(build_curves, lambda runs, _: _cells_of(runs))
+by_role, by_timestep, kurtosis = (_of_arrays(make) for make in (_by_role, _by_timestep, _kurtosis))
+kl_by_depth, tokens, weights = (_of_arrays(make) for make in (_depth, _tokens, _weights))

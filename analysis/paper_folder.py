@@ -90,9 +90,6 @@ def built_products(
     gaps: list[Gap] = []
     feeds = _Feeds(recorded)
     for artefact in artefacts:
-        if artefact.build is None:
-            gaps.append(Gap(artefact.id, artefact.missing))
-            continue
         gaps += feeds.gaps(artefact)
         for feed in feeds.of(artefact):
             try:
@@ -122,7 +119,8 @@ class _Feeds:
         self._frames = {plan: runs_frame(records) for plan, records in recorded.plans.items() if records}
 
     def of(self, artefact: Artefact) -> Iterator[Feed]:
-        if not (artefact.plans or artefact.searches):
+        recorded = any(name in self._frames for name in artefact.plans)
+        if not (artefact.plans or artefact.searches) or (artefact.alone and not recorded):
             yield Feed(artefact.id)
         for plan in artefact.plans:
             if plan in self._frames:

@@ -16,6 +16,9 @@ Format = Literal["markdown", "latex", "html"]
 MINUS, NONE = "−", "–"
 LATEX = {"Δ": r"$\Delta$", MINUS: "$-$", NONE: "--", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}
 
+# \width is the table's own width: a narrow one is not stretched.
+FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -81,7 +84,10 @@ def _markdown_cell(text: str, mark: str) -> str:
 
 
 def _latex(table: TextTable) -> str:
-    """For the width of two columns: narrow gaps, and half-widths set small."""
+    """For the width of two columns: narrow gaps, half-widths set small, and what is wider still is shrunk to it.
+
+    Needs the packages booktabs and graphicx.
+    """
     props = {"best": "textbf: --rwrap;", "second": "underline: --rwrap;"}
     styler = table.cells.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     styler = styler.apply(lambda _: table.marks.map(lambda mark: props.get(mark, "")), axis=None)
@@ -95,7 +101,10 @@ def _latex(table: TextTable) -> str:
             position_float="centering",
         )
     )
-    text = text.replace(r"\begin{tabular}", "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n\\begin{tabular}")
+    text = text.replace(
+        r"\begin{tabular}", f"\\footnotesize\n\\setlength{{\\tabcolsep}}{{3pt}}\n{FIT}\n\\begin{{tabular}}"
+    )
+    text = text.replace(r"\end{tabular}", "\\end{tabular}}")
     text = re.sub(r" ± ([0-9.]+)", r" {\\scriptsize$\\pm$\1}", text).replace("±", r"$\pm$")
     for character, command in LATEX.items():
         text = text.replace(character, command)

@@ -77,9 +77,9 @@ def write_report(
     files = write_table(components_table(data), data, folder, "components")
     shown = runs[runs["key"].isin(" ".join(data["keys"]).split())]  # not those of learning rates that lost
     figures = {
-        "distributions": functools.partial(_distributions, shown),
-        "samples": functools.partial(_samples, shown),
-        "curves": functools.partial(_curves, shown),
+        "distributions": functools.partial(build_distributions, shown),
+        "samples": functools.partial(build_samples, shown),
+        "curves": functools.partial(build_curves, shown),
     }
     captions: dict[str, str] = {}
     for name, build in figures.items():
@@ -98,8 +98,8 @@ def _opener(tracking_uri: str) -> Callable[[str], Path]:
     return functools.partial(fetch_artifact, tracking_uri)
 
 
-def _distributions(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
-    run = _run_with_tokens(runs)
+def build_distributions(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
+    run = run_with_tokens(runs)
     if run is None:
         return None
     with np.load(_opener(tracking_uri)(run["tokens"]), allow_pickle=False) as arrays:
@@ -120,7 +120,7 @@ def _distributions(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
     return distributions_figure(data), data, caption
 
 
-def _run_with_tokens(runs: pd.DataFrame) -> dict[str, Any] | None:
+def run_with_tokens(runs: pd.DataFrame) -> dict[str, Any] | None:
     """The first preferred variant's run with the fewest bits and the lowest seed, else any run."""
     own = finished(runs)
     own = own[own["tokens"].notna()].sort_values(["act_bits", "seed", "pretrain_seed", "variant"])
@@ -130,7 +130,7 @@ def _run_with_tokens(runs: pd.DataFrame) -> dict[str, Any] | None:
     return {str(key): value for key, value in own.iloc[0].items()} if len(own) else None
 
 
-def _samples(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
+def build_samples(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
     data = samples_data(runs, _opener(tracking_uri))
     if data.empty:
         return None
@@ -143,7 +143,7 @@ def _samples(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
     return samples_figure(data), samples_csv(data), caption
 
 
-def _curves(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
+def build_curves(runs: pd.DataFrame, tracking_uri: str) -> Built | None:
     data = curves_data(runs, functools.partial(read_history, tracking_uri))
     if data.empty:
         return None

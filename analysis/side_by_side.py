@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
+from analysis.evaluations import winner
 from analysis.gaussian_grids import grid_error, lloyd_max, mean_squared_error, mid_rise, optimal_step
 from analysis.load import finished
+from analysis.methods import bits_group
 from analysis.paper import Artefact
 from analysis.product import Feed, Product
 from analysis.published import load_published, protocol_name, published, published_text
@@ -18,15 +20,17 @@ from analysis.stats import mean_interval
 from analysis.tables.cost import DRAWN, cost_data
 from robuq.config import BLOCK_ROLES, MODEL_PRESETS, PrecisionMap
 from robuq.cost import layer_costs
+from robuq.record.search_record import SearchRecord
 
 OURS_FOR = {  # published metric of quality -> ours, which is another quantity
     "FID": "fd_classifier",
     "IS": "classifier_score",
     "Precision": "precision",
 }
-SAME, SAME_NETWORK, OTHER_DATA, NOT_HERE, NOT_RUN = (
+SAME, SAME_NETWORK, OTHER_NETWORK, OTHER_DATA, NOT_HERE, NOT_RUN = (
     "same quantity",
     "same network; the paper's count is unknown",
+    "other network: no difference",
     "other data and metric: no difference",
     "not to be had here",
     "not recorded",
@@ -40,6 +44,8 @@ COST_COLUMNS = {  # published metric -> column of `cost_data`
     "compression": "compression",
 }
 WEIGHTED: dict[str, Literal["layers", "macs"]] = {"mean bits by MACs": "macs", "mean bits by layers": "layers"}
+BITS_OF = {f"mean bits {role}": role for role in BLOCK_ROLES}
+AMPN_TABLE, AMPN = "main_conditional", "robuq"  # whose runs, and which of them, have AMPN's bits
 PAPER_SPEED_UP = "speed-up"  # by the paper's count: full precision's GFLOPs over the network's
 COLUMNS = (
     *("artefact", "dataset", "method", "label", "act_bits", "protocol", "metric", "published", "published_text"),
@@ -52,26 +58,83 @@ def side_by_side(products: Products) -> pd.DataFrame:
     """One row a published number and data set of ours, or one where no data set can have it.
 
     `difference` is ours minus the published value, and is given where both are one quantity: costs of DiT-XL/2 and
-    errors of grids. A Fréchet distance in a small classifier's features on digits is no FID on ImageNet: such rows show
-    both and say so. Rows that no run can have are marked, too.
+    errors of grids. A Fréchet distance in a small classifier's features on digits is no FID on ImageNet, and bits of
+    our layers are not those of DiT-XL/2's: such rows show both and say so. Rows that no run can have are marked, too.
+
+    Raises:
+        FileNotFoundError: the record of a run whose bits are shown is gone.
     """
     reference, costs = load_published(), cost_data()
     frames = {
         name: [feed.runs for made, feed, _ in products.values() if name in made.published and len(feed.runs)]
         for name in reference["artefact"].unique()
     }
-    rows = [row for _, known in reference.iterrows() for row in _rows(known, frames[known["artefact"]], costs)]
+    found = found_bits(products)
+    rows = [row for _, known in reference.iterrows() for row in _rows(known, frames[known["artefact"]], costs, found)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rows(row: pd.Series[Any], frames: Sequence[pd.DataFrame], costs: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(
+    row: pd.Series[Any], frames: Sequence[pd.DataFrame], costs: pd.DataFrame, found: pd.DataFrame
+) -> list[dict[str, Any]]:
+    if row["metric"] in BITS_OF:
+        return _bits_rows(row, found) or [_row(row, None, NOT_RUN)]
     if (value := _computed(row, costs)) is not None:
         counted = row["artefact"] in ("cost", "figure2")
         return [_row(row, value, SAME_NETWORK if counted else SAME, dataset=DRAWN if counted else row["dataset"])]
     if row["metric"] not in OURS_FOR or pd.isna(row["variant"]):
         return [_row(row, None, NOT_HERE)]
-    found = [_measured(row, runs) for runs in frames]
-    return [one for one in found if one is not None] or [_row(row, None, NOT_RUN)]
+    measured = [_measured(row, runs) for runs in frames]
+    return [one for one in measured if one is not None] or [_row(row, None, NOT_RUN)]
+
+
+# --- bits by role -------------------------------------------------------------------------------------------------
+
+
+def found_bits(products: Products) -> pd.DataFrame:
+    """Columns dataset, act_bits (the budget), by (AMPN or the search), role, bits (mean over blocks): one row a role of
+    each run with AMPN, and of the winner of each search under a mean."""
+    feeds = [feed for made, feed, _ in products.values() if made.id == AMPN_TABLE]
+    searches = [feed.search for made, feed, _ in products.values() if "bits" in made.published and feed.search]
+    rows = [row for feed in feeds for row in _bits_of_runs(feed)]
+    rows += [row for record in searches for row in _bits_of_search(record)]
+    return pd.DataFrame(rows, columns=["dataset", "act_bits", "by", "role", "bits"])
+
+
+def _bits_of_runs(feed: Feed) -> Iterator[dict[str, Any]]:
+    done = finished(feed.runs)
+    for _, run in done[done["variant"] == AMPN].iterrows():
+        own = {"dataset": run["dataset"], "act_bits": bits_group(run["act_bits"]), "by": "AMPN"}
+        for role, bits in _bits_by_role(feed.full_record(run["key"]).allocation).items():
+            yield own | {"role": role, "bits": bits}
+
+
+def _bits_of_search(record: SearchRecord) -> Iterator[dict[str, Any]]:
+    best = winner(record)
+    if best is None or record.budget["weights"] == "bops":
+        return
+    own = {"dataset": record.dataset, "act_bits": float(record.budget["limit"]), "by": "the search"}
+    for role, bits in _bits_by_role(best.bits).items():
+        yield own | {"role": role, "bits": bits}
+
+
+def _bits_by_role(allocation: Mapping[str, int]) -> dict[str, float]:
+    """Mean over the blocks, each alike; nothing for an empty allocation."""
+    widths: dict[str, list[int]] = {}
+    for decision, bits in allocation.items():
+        widths.setdefault(decision.rpartition(".")[2], []).append(bits)
+    return {role: sum(own) / len(own) for role, own in widths.items()}
+
+
+def _bits_rows(row: pd.Series[Any], found: pd.DataFrame) -> list[dict[str, Any]]:
+    own = found[(found["role"] == BITS_OF[row["metric"]]) & (found["act_bits"] == row["act_bits"])]
+    return [
+        _ours(row, part["bits"], OTHER_NETWORK, str(dataset), f"{row['metric']}, {by}")
+        for (dataset, by), part in own.groupby(["dataset", "by"], sort=False)
+    ]
+
+
+# --- computed and measured ----------------------------------------------------------------------------------------
 
 
 def _computed(row: pd.Series[Any], costs: pd.DataFrame) -> float | None:
@@ -128,14 +191,15 @@ def _measured(row: pd.Series[Any], runs: pd.DataFrame) -> dict[str, Any] | None:
     if own.empty:
         return None
     metric = OURS_FOR[row["metric"]]
-    estimate = mean_interval(own[metric])
-    made = _row(row, estimate.mean, OTHER_DATA, dataset=str(own["dataset"].iloc[0]))
-    return made | {
-        "our_metric": metric,
-        "ours_half_width": estimate.half_width,
-        "n": estimate.n,
-        "difference": math.nan,
-    }
+    return _ours(row, own[metric], OTHER_DATA, str(own["dataset"].iloc[0]), metric)
+
+
+def _ours(row: pd.Series[Any], values: pd.Series[Any], verdict: str, dataset: str, metric: str) -> dict[str, Any]:
+    """Measured in runs: a mean with its interval and n, and no difference."""
+    estimate = mean_interval(values)
+    made = _row(row, estimate.mean, verdict, dataset)
+    own = {"our_metric": metric, "ours_half_width": estimate.half_width, "n": estimate.n, "difference": math.nan}
+    return made | own
 
 
 def _row(row: pd.Series[Any], value: float | None, verdict: str, dataset: str = "") -> dict[str, Any]:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from experiments.cli_bits import bits_app
+from experiments.cli_dashboard import dashboard_app
+from experiments.cli_doctor import doctor_app
 from experiments.cli_options import (
     FAILED,
     INTERRUPTED,
     RESULTS,
+    TERMINATED,
     USAGE,
     ActBits,
     Address,
@@ -39,7 +42,9 @@ from experiments.cli_options import (
     print_json,
 )
 from experiments.cli_paper import paper_app
+from experiments.signals import exit_code, handled_signals
 from robuq.config import ConfigError
+from robuq.stopping import Stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +69,7 @@ app = typer.Typer(
       robuq allocate --budget 2      each layer's own bits
       robuq search smoke             search for better ones
       robuq paper                    the paper's tables and figures
+      robuq dashboard                all of it on pages in a browser
       robuq variants                 the named recipes
 
     FILE is a plan (or a search) in YAML, or the name of a packaged one. RUN is a run's key, the beginning of one,
@@ -73,20 +79,25 @@ app = typer.Typer(
 
 app.add_typer(bits_app)
 app.add_typer(paper_app)
+app.add_typer(dashboard_app)
+app.add_typer(doctor_app)
 
 
 def main() -> None:
     """Mistakes of the user end in one line and exit code 2; other exceptions are bugs and keep their traceback."""
     try:
         _quieten_libraries()
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False, prog_name="robuq")
+        with handled_signals():
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False, prog_name="robuq")
     except ConfigError as error:
         code = _complain(str(error))
     except typer.TyperException as error:
         code = _complain(error.format_message())
+    except Stopped:
+        code = exit_code()
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
-    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
+    if code in (INTERRUPTED, TERMINATED):  # Typer turns Ctrl-C into the first
         print("robuq: interrupted; the same command continues where it was", file=sys.stderr)
     sys.exit(code or 0)
 
@@ -188,16 +199,22 @@ def status(file: PlanOrSearch, output: Folder = RESULTS, settings: Settings = No
 
 @app.command()
 def report(
-    file: PlanOrSearch, output: Folder = RESULTS, settings: Settings = None, tracking_uri: Tracking = None
+    file: PlanOrSearch,
+    output: Folder = RESULTS,
+    settings: Settings = None,
+    tracking_uri: Tracking = None,
+    html: Annotated[bool, typer.Option("--html", help="Also as one self-contained file, report.html.")] = False,
 ) -> None:
     """Write a plan's table and figures from what was recorded; print where each file is.
 
     \b
     robuq report smoke
     robuq report digits_components --output results
+    robuq report smoke --html
 
     The files are kept in the plan's MLflow experiment, too, in its run `report`.
     """
+    from analysis.html_report import write_html
     from experiments.output import Output
     from experiments.plan import load_plan
     from experiments.reporting import attach_report, write_plan_report, write_search_report
@@ -211,6 +228,8 @@ def report(
     else:
         plan = load_plan(file, settings or [])
         name, files = plan.name, write_plan_report(plan, folder, uri)
+    if html:
+        files = [*files, write_html(files[0])]
     print("\n".join(map(str, files)))
     if problem := attach_report(name, files, uri):
         print(problem, file=sys.stderr)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from experiments.executors import Executor
     from experiments.output import Output
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes
 PIPE_WIDTH = 240  # characters: tables in a pipe or a file are not folded to 80
 RESULTS = Path("results")
 

@@ -70,7 +70,7 @@ def figure(
 
 @paper_app.command()
 def provenance(
-    file: Annotated[Path, typer.Argument(help="A file that `robuq paper`, `table` or `figure` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `robuq paper`, `table` or `figure` wrote.")],
     row: Annotated[str, typer.Option(help="Words of one row of a table.")] = "",
     column: Annotated[str, typer.Option(help="One column of a table.")] = "",
     output: Folder = RESULTS,

@@ -16,7 +16,7 @@ from analysis.side_by_side import side_by_side, side_by_side_table
 from experiments.output import Output
 from experiments.plan import load_plan
 from robuq.config import ConfigError, did_you_mean
-from robuq.record.mlflow import TrackingUnavailable, read_runs, read_search
+from robuq.record.mlflow import TrackingRefused, TrackingUnavailable, read_runs, read_search
 from robuq.record.run_record import RunRecord
 from robuq.record.search_record import SearchRecord
 
@@ -39,10 +39,11 @@ def write_paper(
     for name in ids:
         if name not in ARTEFACTS:
             raise ConfigError(f"no artefact {name!r}{did_you_mean(name, list(ARTEFACTS))}")
-    output.ensure_writable()
     try:
-        return build_all(folder or output.folder / FOLDER, recorded(output, tracking_uri, ids, settings), ids)
-    except (FileNotFoundError, TrackingUnavailable) as error:
+        found = recorded(output, tracking_uri, ids, settings)
+        output.ensure_writable()
+        return build_all(folder or output.folder / FOLDER, found, ids)
+    except (FileNotFoundError, TrackingUnavailable, TrackingRefused) as error:
         raise ConfigError(str(error)) from None
 
 
@@ -64,6 +65,8 @@ def recorded(output: Output, tracking_uri: str, ids: Sequence[str] = (), setting
 def _runs(tracking_uri: str, plan: str) -> list[RunRecord]:
     try:
         return read_runs(tracking_uri, plan)
+    except TrackingRefused:
+        raise
     except ValueError:  # no such experiment: nothing of the plan was recorded
         return []
 
@@ -71,13 +74,22 @@ def _runs(tracking_uri: str, plan: str) -> list[RunRecord]:
 def _search(output: Output, tracking_uri: str, name: str) -> SearchRecord | None:
     try:
         return read_search(tracking_uri, name)
+    except TrackingRefused:
+        raise
     except ValueError:
         return output.search(name)
 
 
 def check_paper(built: Built, folder: Path) -> tuple[str, list[Path]]:
-    """Ours, the published value and the difference side by side: as text for people, and as files in `folder`."""
-    data: pd.DataFrame = side_by_side(built.products)
+    """Ours, the published value and the difference side by side: as text for people, and as files in `folder`.
+
+    Raises:
+        ConfigError: the record of a run whose bits are shown is gone.
+    """
+    try:
+        data: pd.DataFrame = side_by_side(built.products)
+    except (FileNotFoundError, TrackingUnavailable) as error:
+        raise ConfigError(str(error)) from None
     text = render(side_by_side_table(data), "markdown")
     page = f"# Ours and the published numbers, side by side\n\n{text}"
     return text, [write_text(folder / "check.md", page), write_csv(data, folder / "check.csv")]

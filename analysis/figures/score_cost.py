@@ -27,12 +27,6 @@ REFERENCE = "full_precision"
 IMAGES = 4  # rows of the grid
 DODGE = 0.012  # of the costs' range, between methods of one cost
 NEAR = 0.06  # of the costs' range: points of one width that are no farther apart have one label
-HOLLOW = "robuq"  # as its look is that of RobuQ without AMPN
-MARKS = {
-    "bitnet_v2": LOOKS["minmax_low_rank"],
-    "binarydm": LOOKS["minmax"],
-    **{name: LOOKS[name] for name in ("baseline", "robuq_uniform", "robuq")},
-}
 AXES = {"gflops": r"$10^6$ FLOPs, as the paper draws", "bops": r"$10^9$ bit operations"}
 UNITS = {"gflops": 1e-3, "bops": 1e9}  # of the data in the axis' unit
 
@@ -72,11 +66,10 @@ def plot_score_cost(data: pd.DataFrame, cost: str, ax: Axes, names: Mapping[str,
     shown = [name for name in SHOWN if name in set(points["variant"])]
     gap = DODGE * float(np.ptp(points[cost])) / UNITS[cost] if len(points) else 0.0
     for place, name in enumerate(shown):
-        part, look = points[points["variant"] == name].sort_values(cost), MARKS[name]
+        part, look = points[points["variant"] == name].sort_values(cost), LOOKS[name]
         x = part[cost].to_numpy() / UNITS[cost] + gap * (place - (len(shown) - 1) / 2)
         reach = (part[f"{SCORE}_high"] - part[f"{SCORE}_low"]).fillna(0).to_numpy() / 2
-        face = "white" if name == HOLLOW else look.color
-        drawn: dict[str, Any] = {"color": look.color, "ls": look.linestyle, "marker": look.marker, "mfc": face}
+        drawn: dict[str, Any] = {"color": look.color, "ls": look.linestyle, "marker": look.marker}
         ax.errorbar(x, part[SCORE], yerr=reach, capsize=1.5, elinewidth=0.6, label=names.get(name, name), **drawn)
     reference = data.loc[data["variant"] == REFERENCE, SCORE]
     if len(reference):

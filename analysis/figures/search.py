@@ -179,7 +179,7 @@ def plot_pareto(data: pd.DataFrame, ax: Axes) -> None:
         look = LOOKS[in_order(str(names).split())[0]]
         ax.plot(part["cost"], part["value"], look.marker, ms=4.5, mfc=look.color, mec=BLACK, mew=0.4, ls="", zorder=4)
     unit = str(data["unit"].iloc[0])
-    bops = "10⁹ bit operations per image"
+    bops = r"$10^9$ bit operations per image"
     ax.set_xlabel(bops if unit == "bops" else f"mean activation bits by {WEIGHTINGS[unit]}")
     ax.set_ylabel(LOSS)
     low, high = _limits(data["value"], data["front"] | (data["names"] != ""))

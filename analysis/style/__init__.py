@@ -12,8 +12,6 @@ import seaborn as sns
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from analysis.methods import METHODS
-
 STYLE = Path(__file__).with_name("robuq.mplstyle")
 COLUMN_WIDTH = 3.3  # inches, one column of a two-column page
 
@@ -38,13 +36,18 @@ LOOKS = {  # black and greys: activations in full precision
     "ternary_only": Look(GREY, "P", "--"),
     "ternary_rotation": Look(LIGHT, "X", ":"),
     "ternary_low_rank_rotation": Look(DARK, "*", "-."),
+    "bitnet_v2": Look(PINK, "<", "--"),
+    "binarydm": Look(ORANGE, "o", ":"),
+    "qdit": Look(SKY, "^", ":"),
+    "lsq": Look(ORANGE, "v", "-"),
+    "quest": Look(SKY, ">", "-"),
     "minmax": Look(ORANGE, "o", "--"),
     "minmax_low_rank": Look(PINK, "s", ":"),
     "minmax_rotation": Look(SKY, "^", "-."),
     "baseline": Look(BLUE, "D", DASH_DOT_DOT),
     "robust_no_rotation": Look(GREEN, "v", "--"),
     "robuq_uniform": Look(RED, "h", "-"),
-    "robuq": Look(RED, "p", DASH_DASH_DOT),
+    "robuq": Look(GREEN, "P", DASH_DASH_DOT),
     "uniform": Look(DARK, "s", "--"),
     "greedy": Look(GREEN, "v", ":"),
     "exact": Look(BLUE, "D", "-."),
@@ -59,7 +62,7 @@ def looks(variants: list[str]) -> dict[str, Look]:
     """A look for each variant: its own if it is a known one, else the next that is free."""
     taken = {LOOKS[name] for name in variants if name in LOOKS}
     free = [look for look in OTHERS if look not in taken] or list(OTHERS)
-    others = [name for name in variants if name not in METHODS]
+    others = [name for name in variants if name not in LOOKS]
     return {name: LOOKS[name] if name in LOOKS else free[others.index(name) % len(free)] for name in variants}
 
 

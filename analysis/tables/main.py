@@ -43,4 +43,4 @@ UNCONDITIONAL = Comparison(
     rank_by="label",
     extras=EXTRAS,
 )
-SHORT = {"bitnet_v2": "BitNet v2", "binarydm": "BinaryDM", "baseline": "Baseline"}  # in figures
+SHORT = {"baseline": "Baseline"}  # in figures

@@ -1,4 +1,7 @@
-"""Records of the paper's own plans, with made-up results and the costs of their real configurations."""
+"""Records of the paper's own plans, with made-up results and the costs of their real configurations.
+
+AMPN's rows have found bits: 1 for fc2, 3 for proj, the budget for the rest. RobuQ's rows have distributions.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from shape_arrays import shape_arrays
 
 from experiments.plan import load_plan
-from robuq.config import RunConfig
+from robuq.config import BLOCK_ROLES, RunConfig, decision_name
 from robuq.cost import average_bits, layer_costs, summarise
 from robuq.record.collect import mean_act_bits
 from robuq.record.run_record import RunRecord
@@ -50,12 +54,19 @@ def _record(plan: str, run: RunConfig, place: int, folder: Path) -> RunRecord:
         dataset=run.data.name,
         config=run.model_dump(mode="json"),
         stages={"qat": "0" * 16},
+        allocation=found_bits(run) if run.variant == "robuq" else {},
         metrics=metrics,
         history=[{"step": float(s), "loss": level + 0.3 * float(np.exp(-s / 9))} for s in range(1, 40)],
         git={"commit": "c0ffee" + 34 * "0", "dirty": "false"},
         versions={"python": "3.11.2", "torch": "2.13.0"},
     )
     return _with_files(record, rng, folder)
+
+
+def found_bits(run: RunConfig) -> dict[str, int]:
+    budget = round(mean_act_bits(run) or 0)
+    by_role = dict.fromkeys(BLOCK_ROLES, budget) | {"fc2": 1, "proj": 3}
+    return {decision_name(i, role): by_role[role] for i in range(run.model.num_layers) for role in BLOCK_ROLES}
 
 
 def _quality(variant: str) -> int:
@@ -71,5 +82,8 @@ def _with_files(record: RunRecord, rng: np.random.Generator, folder: Path) -> Ru
     np.savez(own / "samples.npz", images=images, labels=np.arange(10))
     tokens = {f"fc2.{state}": rng.standard_normal((64, 32)).astype(np.float32) for state in ("raw", "rotated")}
     np.savez(own / "tokens.npz", allow_pickle=False, **tokens)  # type: ignore[arg-type]
-    names = ("record.json", "history.jsonl", "samples.npz", "tokens.npz")
+    names = ["record.json", "history.jsonl", "samples.npz", "tokens.npz"]
+    if record.variant == "robuq_uniform":
+        np.savez(own / "distributions.npz", allow_pickle=False, **shape_arrays())  # type: ignore[arg-type]
+        names.append("distributions.npz")
     return record.updated(artifacts={name: str(own / name) for name in names})

@@ -79,7 +79,7 @@ def test_an_extra_is_the_mean_in_its_unit(data: pd.DataFrame) -> None:
     table = comparison_table(data, LAYOUT)
     assert table.cells["BOPs (G)"].to_list() == ["3.50"] * 6
     assert list(table.cells.columns)[-2:] == ["BOPs (G)", "n"]
-    assert table.cells["Method"].to_list() == ["FP", "B", "lsq", "Q", "B", "R"]
+    assert table.cells["Method"].to_list() == ["FP", "B", "LSQ-style", "Q", "B", "R"]
     assert "Δ to B" in table.cells
     assert table.cells.shape == table.marks.shape
     assert table.rules == (1, 3)

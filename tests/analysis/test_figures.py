@@ -22,8 +22,11 @@ from analysis.figures.distributions import (
 )
 from analysis.figures.samples import plot_samples, samples_csv, samples_data, tile
 from analysis.load import runs_frame
+from analysis.methods import METHODS
 from analysis.style import LOOKS, looks, styled
+from experiments.plan import load_plan, packaged_plans
 from robuq.record.run_record import RunRecord
+from robuq.variants import VARIANTS
 
 Maker = Callable[..., RunRecord]
 Rows = Sequence[Mapping[str, Any]]
@@ -41,6 +44,20 @@ def test_other_variants_get_the_looks_that_are_left() -> None:
     chosen = looks(["baseline", "robuq_uniform", "lsq", "quest"])
     assert chosen["baseline"] == LOOKS["baseline"]
     assert len(set(chosen.values())) == 4
+
+
+def test_every_row_of_the_papers_plans_has_a_name_of_its_own() -> None:
+    plans = [name for name in packaged_plans() if name.startswith("paper_")]
+    rows = {run.variant for name in plans for run in load_plan(name, ["seeds=0"]).runs}
+    assert rows | set(VARIANTS) <= set(METHODS)
+    assert len({name for name, _ in METHODS.values()}) == len(METHODS)
+    assert len({name for _, name in METHODS.values()}) == len(METHODS)
+
+
+def test_ampn_is_told_from_robuq_without_it_by_colour_and_marker() -> None:
+    without, with_ampn = looks(["robuq_uniform", "robuq"]).values()
+    assert without.color != with_ampn.color
+    assert without.marker != with_ampn.marker
 
 
 def test_style_leaves_the_users_settings_alone() -> None:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from paper_records import plan_records
 from PIL import Image
+from shape_arrays import BINS, BLOCKS, ROLES
 
+from analysis.figures import convergence
 from analysis.paper import ARTEFACTS, paper_plans, paper_searches
 from analysis.paper_folder import Built, Recorded, build_all, gap_lines
 from analysis.provenance import flat, provenance, provenance_lines
 from analysis.published import load_published
 from analysis.render import render
-from analysis.side_by_side import NOT_HERE, NOT_RUN, OTHER_DATA, SAME, SAME_NETWORK, side_by_side, side_by_side_table
+from analysis.side_by_side import (
+    NOT_HERE,
+    NOT_RUN,
+    OTHER_DATA,
+    OTHER_NETWORK,
+    SAME,
+    SAME_NETWORK,
+    side_by_side,
+    side_by_side_table,
+)
 from experiments.plan import packaged_plans
 from experiments.search_file import packaged_searches
 from robuq.record.run_record import RunRecord
@@ -27,7 +38,7 @@ from robuq.record.search_record import SearchRecord
 PLANNED = dict.fromkeys(("paper_main", "paper_quantizers"), 68)
 IDS = {
     "main_conditional", "main_unconditional", "components", "quantizers", "warm_up", "cost",
-    "figure2", "samples", "distributions", "curves", "bits", "pareto",
+    "figure2", "samples", "distributions", "curves", "bits", "pareto", "central_limit", "kl_by_depth", "tokens",
 }  # fmt: skip
 
 
@@ -48,6 +59,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("paper")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_values() -> Iterator[None]:
+    """Of each point of the central limit theorem's rate: a 64th of the paper's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convergence, "VALUES", convergence.VALUES // 64)
+        yield
+
+
 @pytest.fixture(scope="module")
 def built(recorded: Recorded, folder: Path) -> Built:
     return build_all(folder, recorded)
@@ -66,16 +85,12 @@ def test_what_feeds_an_artefact_is_shipped() -> None:
     assert set(paper_searches()) <= set(packaged_searches())
 
 
-def test_an_artefact_without_a_builder_says_why() -> None:
-    assert [name for name, artefact in ARTEFACTS.items() if artefact.build is None and not artefact.missing] == []
-
-
 # --- the folder ---------------------------------------------------------------------------------------------------
 
 
 def test_what_can_be_built_is_built_and_the_rest_is_listed_with_its_command(built: Built) -> None:
-    names = {"main_conditional", "figure2", "samples", "distributions", "curves", "bits", "pareto"}
-    assert set(built.products) == {f"{name}_digits" for name in names} | {"cost"}
+    not_digits = {"main_unconditional", "components", "quantizers", "warm_up", "cost"}
+    assert set(built.products) == {f"{name}_digits" for name in set(ARTEFACTS) - not_digits} | {"cost"}
     gaps = {(gap.artefact, gap.command) for gap in built.gaps}
     assert ("main_conditional", "robuq sweep paper_main_fashion") in gaps
     assert ("bits", "robuq search fashion_bits") in gaps
@@ -147,7 +162,6 @@ def test_what_is_missing_is_one_line_a_command(built: Built) -> None:
     lines = gap_lines(built.gaps)
     (line,) = (line for line in lines if line.endswith("robuq sweep paper_main_fashion"))
     assert line.startswith("missing: main_conditional, figure2, samples, distributions")
-    assert any(line.startswith("missing: central_limit: ") for line in lines)
 
 
 def test_a_run_of_two_plans_keeps_its_name_in_each(records: list[RunRecord], tmp_path: Path) -> None:
@@ -164,8 +178,38 @@ def test_a_run_of_two_plans_keeps_its_name_in_each(records: list[RunRecord], tmp
 
 def test_nothing_recorded_leaves_what_is_computed(tmp_path: Path) -> None:
     made = build_all(tmp_path, Recorded())
-    assert set(made.products) == {"cost"}
+    assert set(made.products) == {"cost", "central_limit"}
     assert {gap.artefact for gap in made.gaps} == set(ARTEFACTS) - {"cost"}
+
+
+# --- the shapes of distributions ----------------------------------------------------------------------------------
+
+
+def test_the_theorems_rate_stands_beside_a_trained_network(built: Built, folder: Path) -> None:
+    data = pd.read_csv(folder / "central_limit_digits.csv")
+    assert set(data["measure"]) == {"over tokens", "within a token", "kl", "trained network"}
+    assert (data["measure"] == "trained network").sum() == len(ROLES) * BLOCKS * BINS
+    _, _, product = built.products["central_limit_digits"]
+    assert "2^14 values a point" in product.caption
+    assert "one draw of signs" in product.caption
+
+
+def test_the_rate_alone_needs_no_run(tmp_path: Path) -> None:
+    made = build_all(tmp_path, Recorded(), ["central_limit"])
+    _, _, product = made.products["central_limit"]
+    assert product.cells == []
+    assert "trained network" not in set(product.data["measure"])
+    assert "signs" not in product.caption
+    assert "no run is behind it" in provenance_lines(provenance(tmp_path / "central_limit.csv"), lambda *_: None)[0]
+
+
+def test_depth_and_token_captions_say_what_the_bands_are(built: Built) -> None:
+    depth, tokens = (built.products[f"{name}_digits"][2] for name in ("kl_by_depth", "tokens"))
+    assert f"means over {BINS} bins of timesteps, 300 tokens in each" in depth.caption
+    assert len(depth.data) == len(ROLES) * BLOCKS * 2
+    assert "of block 1," in tokens.caption
+    assert "from the 10 % to the 90 % quantile" in tokens.caption
+    assert set(tokens.data["block"]) == {1}
 
 
 # --- provenance ---------------------------------------------------------------------------------------------------
@@ -189,7 +233,16 @@ def test_a_cell_is_the_mean_of_the_runs_that_it_names(built: Built, folder: Path
 
 
 @pytest.mark.parametrize(
-    "name", ["figure2_digits.pdf", "samples_digits.png", "distributions_digits.csv", "curves_digits.pdf"]
+    "name",
+    [
+        "figure2_digits.pdf",
+        "samples_digits.png",
+        "distributions_digits.csv",
+        "curves_digits.pdf",
+        "central_limit_digits.png",
+        "kl_by_depth_digits.csv",
+        "tokens_digits.pdf",
+    ],
 )
 def test_figures_name_their_runs(built: Built, folder: Path, records: list[RunRecord], name: str) -> None:
     found = provenance(folder / name)
@@ -249,7 +302,7 @@ def test_a_difference_is_given_for_one_quantity_alone(compared: pd.DataFrame) ->
     same = compared["verdict"].isin([SAME, SAME_NETWORK])
     assert compared.loc[same, "difference"].notna().all()
     assert compared.loc[~same, "difference"].isna().all()
-    assert set(compared["verdict"]) == {SAME, SAME_NETWORK, OTHER_DATA, NOT_HERE, NOT_RUN}
+    assert set(compared["verdict"]) == {SAME, SAME_NETWORK, OTHER_NETWORK, OTHER_DATA, NOT_HERE, NOT_RUN}
 
 
 def test_differences_are_ours_minus_theirs(compared: pd.DataFrame) -> None:
@@ -275,6 +328,23 @@ def test_other_data_shows_our_metric_with_its_n(compared: pd.DataFrame, records:
     assert row["ours"] == pytest.approx(sum(own) / len(own))
     assert (row["n"], row["dataset"], row["verdict"]) == (2, "digits", OTHER_DATA)
     assert math.isnan(row["difference"])
+
+
+def test_bits_by_role_stand_beside_the_published_ones(compared: pd.DataFrame) -> None:
+    """AMPN's runs at either budget; the search's, which had the budget of two bits. A role's mean is over blocks."""
+    rows = compared[(compared["verdict"] == OTHER_NETWORK)].set_index(["our_metric", "act_bits"])
+    assert rows.loc[("mean bits fc2, AMPN", 3.0), ["ours", "n", "published"]].to_list() == [1.0, 2, 2.31]
+    assert rows.loc[("mean bits qkv, AMPN", 2.0), "ours"] == 2.0
+    assert rows.loc[("mean bits proj, AMPN", 2.0), "dataset"] == "digits"
+    assert rows.loc[("mean bits proj, AMPN", 2.0), "ours_half_width"] == 0.0  # both seeds found the same
+    assert ("mean bits fc1, the search", 2.0) in rows.index
+    assert ("mean bits fc1, the search", 3.0) not in rows.index
+    assert len(rows) == 4 * (2 + 1)
+
+
+def test_bits_by_role_without_any_run_are_not_recorded(tmp_path: Path) -> None:
+    alone = side_by_side(build_all(tmp_path, Recorded(), ["cost"]).products)
+    assert set(alone.loc[alone["metric"] == "mean bits fc1", "verdict"]) == {NOT_RUN}
 
 
 def test_the_comparison_reads_as_a_table(compared: pd.DataFrame) -> None:

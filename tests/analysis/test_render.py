@@ -42,10 +42,11 @@ def test_markdown_golden() -> None:
 def test_latex_golden() -> None:
     assert render(TABLE, "latex") == (
         "\\begin{table*}\n\\centering\n\\caption{95 \\% of a\\_b}\n\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
+        "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%\n"
         "\\begin{tabular}{lrr}\n\\toprule\nMethod & Loss $\\downarrow$ & n \\\\\n\\midrule\n"
         "a\\_b & \\textbf{0.1 {\\scriptsize$\\pm$0.2}} & 3 \\\\\n\\midrule\n"
         "c \\& d & \\underline{$-$0.5} & 3 \\\\\ne|f & -- & 1 \\\\\n"
-        "\\bottomrule\n\\end{tabular}\n\\end{table*}\n"
+        "\\bottomrule\n\\end{tabular}}\n\\end{table*}\n"
     )
 
 

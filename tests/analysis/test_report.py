@@ -75,14 +75,14 @@ def page_of(records: list[RunRecord], folder: Path) -> str:
 
 def test_the_page_says_how_learning_rates_were_chosen(make_record: Maker, tmp_path: Path) -> None:
     slow, fast, other = (
-        make_record(name, 2, 0, lr=lr) for name, lr in (("minmax", 1e-3), ("minmax", 2e-3), ("lsq", 2e-3))
+        make_record(name, 2, 0, lr=lr) for name, lr in (("minmax", 1e-3), ("minmax", 2e-3), ("robuq_uniform", 2e-3))
     )
     slow = slow.updated(metrics={**slow.metrics, "validation_loss": 0.01})
     text = page_of([slow, fast, other], tmp_path)
     assert "Learning rates 0.001, 0.002 were tried; a row shows the one with its lowest mean loss on validation" in text
-    assert "(minmax W1.58A2: 0.001, lsq W1.58A2: 0.002)" in text
+    assert "(minmax W1.58A2: 0.001, robuq_uniform W1.58A2: 0.002)" in text
     text = page_of([slow, other], tmp_path)
-    assert "one learning rate, not all with the same; none was tuned (minmax W1.58A2: 0.001, lsq" in text
+    assert "one learning rate, not all with the same; none was tuned (minmax W1.58A2: 0.001, robuq_uniform" in text
 
 
 def test_figures_show_the_tables_runs(make_record: Maker, tokens_file: Path, tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_costs_in_bit_operations(make_search: SearchMaker) -> None:
     record = make_search(4, 12, rungs=(60,), objectives=("loss", "bops"), front=[0, 5])
     data = pareto_data(record)
     assert data["cost"].to_list() == [one.bops for one in record.evaluations]
-    assert pareto_figure(data).axes[0].get_xlabel() == "10⁹ bit operations per image"
+    assert pareto_figure(data).axes[0].get_xlabel() == "$10^9$ bit operations per image"
 
 
 def test_rungs_are_drawn_with_their_correlation(record: SearchRecord) -> None:

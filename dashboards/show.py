@@ -1,0 +1,52 @@
+"""How pages show what analysis made: pictures with words and data, tables, and what to do where there is nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from analysis.pictures import Picture
+from analysis.render import TextTable, render
+
+WIDTH = 560  # pixels of a figure on a page; less where the page is narrower
+
+
+def empty(what: str, *commands: str) -> None:
+    """The state of a page without data: what would be here, and the command that makes it."""
+    st.info(what)
+    for command in commands:
+        st.code(command, language="bash")
+
+
+def picture(shown: Picture, width: int = WIDTH) -> None:
+    st.image(shown.png, width=width, alt=shown.text)
+    if shown.caption:
+        st.caption(shown.caption)
+    downloads({f"{shown.name}.csv": csv(shown.data), f"{shown.name}.png": shown.png})
+
+
+def table(shown: TextTable, data: pd.DataFrame, name: str, text: str) -> None:
+    """Text cells on the page; the numbers as CSV and the table as LaTeX to take away. `text`: what it is, in words."""
+    st.dataframe(shown.cells, hide_index=True, alt=text)
+    if shown.caption:
+        st.caption(shown.caption)
+    downloads({f"{name}.csv": csv(data), f"{name}.tex": render(shown, "latex").encode()})
+
+
+def numbers(data: pd.DataFrame, name: str, text: str, **columns: Any) -> None:
+    """A table of plain numbers. `columns`: Streamlit's configuration of them."""
+    st.dataframe(data, hide_index=True, column_config=columns or None, alt=text)
+    downloads({f"{name}.csv": csv(data)})
+
+
+def csv(data: pd.DataFrame) -> bytes:
+    return data.to_csv(index=False, lineterminator="\n").encode()
+
+
+def downloads(files: dict[str, bytes]) -> None:
+    """One button a file, side by side."""
+    with st.container(horizontal=True):
+        for name, content in files.items():
+            st.download_button(name, content, file_name=name, key=f"download {name}", on_click="ignore")

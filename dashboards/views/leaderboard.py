@@ -1,0 +1,56 @@
+"""Leaderboard: every method's mean and interval over seeds, filtered, to take away as CSV and LaTeX."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from analysis.leaderboard import filtered, leaderboard_data, leaderboard_table
+from dashboards import show
+from dashboards.cached import kept, plan_names, plan_runs
+from dashboards.controls import choice
+from dashboards.settings import Settings
+
+ALL = "all"
+
+
+def page(settings: Settings) -> None:
+    st.title("Leaderboard")
+    names = plan_names(settings.source)
+    if not names:
+        show.empty("No run is recorded yet.", settings.command("sweep smoke"))
+        return
+    left, right = st.columns(2)
+    with left:
+        plan = choice("Plan", [*names, ALL], "plan")
+    shown = names if plan == ALL else [plan]
+    runs = pd.concat([plan_runs(settings.source, name) for name in shown], ignore_index=True)
+    done = filtered(runs)
+    if done.empty:
+        show.empty("No run of this plan is finished and recorded.", settings.command(f"sweep {shown[0]}"))
+        _failures(runs)
+        return
+    with right:
+        dataset = choice("Data set", sorted(done["dataset"].unique()), "dataset")
+    done = filtered(done, dataset)
+    with left:
+        label = choice("Weights / activations", [ALL, *sorted(done["label"].unique())], "label")
+    done = filtered(done, label="" if label == ALL else label)
+    counts = done["protocol"].value_counts()
+    text = "Numbers of different protocols (data, evaluation, code epoch) cannot be compared"
+    with right:
+        protocol = choice(
+            "Protocol", list(counts.index), "protocol", show=lambda p: f"{p} ({counts[p]} runs)", help=text
+        )
+    done = filtered(done, protocol=protocol)
+    source, what = settings.source, ("leaderboard", plan, dataset, label, protocol, len(done))
+    data = kept(source, "" if plan == ALL else plan, what, lambda: leaderboard_data(done))
+    show.table(leaderboard_table(data), data, "leaderboard", "Methods ordered by held-out loss")
+    _failures(runs)
+
+
+def _failures(runs: pd.DataFrame) -> None:
+    failed = runs[runs["status"] == "failed"]
+    if len(failed):
+        with st.expander(f"{len(failed)} failed runs, which are in no row"):
+            show.numbers(failed[["plan", "variant", "label", "seed", "failure", "key"]], "failed", "Failed runs")

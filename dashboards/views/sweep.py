@@ -1,0 +1,143 @@
+"""Sweep: how far each run is, read off the disk every two seconds."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import streamlit as st
+
+from analysis.live import run_states, seconds_left, stages_at_work, state_counts
+from dashboards import show
+from dashboards.cached import plan_names, plan_runs
+from dashboards.controls import choice
+from dashboards.settings import Settings
+
+EVERY = 2  # seconds
+QUIET = 60  # seconds after which a stage that says nothing is pointed out
+ORDER = (
+    "variant",
+    "label",
+    "seed",
+    "state",
+    "stage",
+    "progress",
+    "steps_per_second",
+    "left",
+    "loss",
+    "failure",
+    "stages_done",
+    "stages",
+    "key",
+)
+
+
+def page(settings: Settings) -> None:
+    st.title("Sweep")
+    if settings.plans:
+        _watched(settings)
+    else:
+        _unwatched(settings)
+
+
+def _watched(settings: Settings) -> None:
+    plan = choice("Plan", list(settings.plans), "plan")
+    st.caption(" ".join(settings.plans[plan]["description"].split()))
+    _live(settings, plan)
+
+
+@st.fragment(run_every=EVERY)
+def _live(settings: Settings, plan: str) -> None:
+    source = settings.source
+    if source.folder is None:
+        show.empty("A sweep is watched through its output folder.", f"robuq dashboard --plan {plan} --output DIR")
+        return
+    root = source.folder / "stages"
+    runs = run_states(settings.plans[plan], root)
+    counts = state_counts(runs)
+    with st.container(horizontal=True):
+        for state, count in counts.items():
+            st.metric(state, count)
+        done = counts["finished"] + counts["failed"] == len(runs)
+        st.metric("time left, about", "none" if done else _duration(seconds_left(settings.plans[plan], root)))
+    st.progress(counts["finished"] / max(len(runs), 1), f"{counts['finished']} of {len(runs)} runs finished")
+    if not counts["finished"] and not counts["started"] and not counts["failed"]:
+        show.empty("Nothing of this plan has begun.", settings.command(f"sweep {plan}"))
+    _failures(runs)
+    _quiet(runs, settings.command(f"sweep {plan}"))
+    st.subheader("Runs")
+    _table(runs, f"{plan}_runs", "State of each run of the plan, with the stage it is at")
+
+
+def _failures(runs: pd.DataFrame) -> None:
+    for _, run in runs[runs["state"] == "failed"].iterrows():
+        title = f"{run['variant']} {run['label']} seed {run['seed']}"
+        st.error(f"{title} failed in {run['stage']}: {run['failure']}")
+
+
+def _quiet(runs: pd.DataFrame, command: str) -> None:
+    quiet = runs[(runs["state"] == "started") & (runs["quiet_seconds"] > QUIET)]
+    if len(quiet):
+        longest = _duration(float(quiet["quiet_seconds"].max()))
+        st.warning(f"{len(quiet)} started runs have said nothing for up to {longest}. If no sweep is running:")
+        st.code(command, language="bash")
+
+
+def _table(data: pd.DataFrame, name: str, text: str) -> None:
+    share = data["step"] / data["steps"]
+    shown = data.assign(progress=share, left=data["seconds_left"].map(_duration))
+    shown = shown.drop(columns=["step", "steps", "seconds_left", "quiet_seconds"])
+    shown = shown.loc[:, (shown.notna() & (shown != "")).any()]  # columns of what is under way, while something is
+    order = [column for column in ORDER if column in shown]
+    columns = {
+        "progress": st.column_config.ProgressColumn("progress", min_value=0.0, max_value=1.0, format="percent"),
+        "steps_per_second": st.column_config.NumberColumn("steps/s", format="%.1f"),
+        "loss": st.column_config.NumberColumn("loss", format="%.4f"),
+        "left": "stage left",
+        "stages_done": "stages done",
+        "stages": "of",
+    }
+    show.numbers(shown[order], name, text, **columns)
+
+
+def _duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `3.4 h`; empty where it is not known."""
+    if math.isnan(seconds):
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _unwatched(settings: Settings) -> None:
+    """Without a plan nobody knows what is still to come: what is at work, and what is recorded."""
+    st.info("With a plan, this page shows every run of it, also those to come:")
+    st.code(settings.command("dashboard --plan FILE"), language="bash")
+    _at_work(settings)
+    source = settings.source
+    names = plan_names(source)
+    st.subheader("Recorded")
+    if not names:
+        show.empty("No run is recorded yet.", settings.command("sweep smoke"))
+        return
+    rows = []
+    for name in names:
+        runs = plan_runs(source, name)
+        failed = int((runs["status"] == "failed").sum())
+        rows.append({"plan": name, "finished": len(runs) - failed, "failed": failed})
+        for _, run in runs[runs["status"] == "failed"].iterrows():
+            st.error(f"{name}: {run['variant']} {run['label']} seed {run['seed']} failed: {run['failure']}")
+    show.numbers(pd.DataFrame(rows), "recorded", "Recorded runs of each plan")
+
+
+@st.fragment(run_every=EVERY)
+def _at_work(settings: Settings) -> None:
+    st.subheader("Stages that are begun")
+    if settings.source.folder is None:
+        show.empty("They are seen through the output folder.", "robuq dashboard --output DIR")
+        return
+    data = stages_at_work(settings.source.folder / "stages")
+    if data.empty:
+        st.write("None: no sweep is under way here.")
+        return
+    _table(data, "stages_at_work", "Stages that are begun and not done, with their progress")

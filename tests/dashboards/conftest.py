@@ -1,0 +1,75 @@
+"""Really recorded runs and a search, once for all pages, and what a page is told of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+from experiments.cli_dashboard import VARIABLE, dashboard_data
+
+PLAN = """
+name: tiny
+description: Two seeds of two variants.
+preset: nano
+grid: {variant: [baseline, robuq]}
+seeds: [0, 1]
+pretrain_seeds: [0]
+"""
+FAILING = """
+name: broken
+description: Too little data, and a step that is too long.
+preset: nano
+base: {train.lr: 1.0, train.clip_norm: 1.0e+30, data.limit: 3}
+grid: {variant: [minmax]}
+seeds: [0]
+pretrain_seeds: [0]
+"""
+Tell = Callable[..., None]
+
+
+def robuq(*words: object) -> int:
+    """The exit code of a command, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["robuq", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.fixture(scope="session")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.yaml and broken.yaml."""
+    folder = tmp_path_factory.mktemp("plans")
+    (folder / "tiny.yaml").write_text(PLAN)
+    (folder / "broken.yaml").write_text(FAILING)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory, plans: Path) -> Path:
+    """An output folder with a finished plan, one whose run failed, and a search."""
+    folder = tmp_path_factory.mktemp("recorded")
+    local = ("--executor", "local", "--output", folder)
+    assert robuq("sweep", plans / "tiny.yaml", *local) == 0
+    assert robuq("sweep", plans / "broken.yaml", *local) == 1
+    few = ("search.evaluations=3", "search.enqueue=uniform,exact", "search.confirm_seeds=0")
+    assert robuq("search", "smoke", *local, *(word for name in few for word in ("--set", name))) == 0
+    return folder
+
+
+@pytest.fixture
+def tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tell:
+    """Tells the app of an output folder and of the plans that are watched."""
+
+    def told(folder: Path, *plans: Path) -> None:
+        file = tmp_path / "settings.json"
+        file.write_text(json.dumps(dashboard_data(folder, [str(plan) for plan in plans], [], None)))
+        monkeypatch.setenv(VARIABLE, str(file))
+
+    return told

@@ -1,0 +1,158 @@
+"""Every page on really recorded runs, on nothing, on failures and on a store that goes away: no exception, the numbers
+of the records, a link that brings the same view back, and files to take away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from analysis.load import load_runs
+from dashboards.app import PAGES
+from robuq.record.mlflow import sqlite_uri
+
+SECONDS = 60
+FILLED_BY = dict.fromkeys(PAGES, "sweep smoke") | {"search": "search smoke"}
+
+
+def script(path: str) -> None:
+    from dashboards.app import run_page
+
+    run_page(path)
+
+
+def opened(path: str, **link: str) -> AppTest:
+    app = AppTest.from_function(script, kwargs={"path": path}, default_timeout=SECONDS)
+    for name, value in link.items():
+        app.query_params[name] = value
+    return app.run()
+
+
+def words(app: AppTest) -> str:
+    shown: list[Any] = [*app.markdown, *app.info, *app.code, *app.error, *app.warning, *app.caption]
+    return "\n".join(str(one.value) for one in shown)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_shows_recorded_runs(path: str, recorded: Path, plans: Path, tell: Any) -> None:
+    tell(recorded, plans / "tiny.yaml")
+    app = opened(path, plan="tiny")
+    assert not app.exception
+    assert not app.error
+    assert not app.warning
+    assert app.title[0].value.lower() == path
+    assert app.get("download_button")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_an_empty_store_names_the_command_that_fills_it(path: str, tmp_path: Path, tell: Any) -> None:
+    tell(tmp_path / "nothing")
+    app = opened(path)
+    assert not app.exception
+    assert any(f"robuq {FILLED_BY[path]} --output {tmp_path / 'nothing'}" in one.value for one in app.code)
+    assert not (tmp_path / "nothing").exists()  # looking makes nothing
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_store_that_goes_away_is_a_message(path: str, recorded: Path, tmp_path: Path, tell: Any) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(recorded, folder)
+    tell(folder)
+    app = opened(path)
+    assert not app.exception
+    shutil.rmtree(folder)
+    app.run()
+    assert not app.exception
+    assert "robuq" in words(app)
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path != "search"])
+def test_a_damaged_store_is_a_message(path: str, tmp_path: Path, tell: Any) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, " * 100)
+    tell(tmp_path)
+    app = opened(path)
+    assert not app.exception
+    assert any("cannot be read now" in one.value for one in app.error)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_failed_runs_alone(path: str, recorded: Path, plans: Path, tell: Any) -> None:
+    tell(recorded, plans / "broken.yaml")
+    app = opened(path, plan="broken")
+    assert not app.exception
+    if path == "sweep":
+        assert "minmax W1.58A2 seed 0 failed in" in words(app)
+        assert [metric.value for metric in app.metric][:4] == ["0", "1", "0", "0"]
+    if path == "leaderboard":
+        assert "No run of this plan is finished" in words(app)
+        failure = load_runs(sqlite_uri(recorded / "mlflow.db"), "broken")["failure"].iloc[0]
+        assert app.dataframe[0].value["failure"].to_list() == [failure]
+
+
+def test_the_leaderboard_has_the_records_means(recorded: Path, tell: Any) -> None:
+    tell(recorded)
+    table = opened("leaderboard", plan="tiny").dataframe[0].value
+    runs = load_runs(sqlite_uri(recorded / "mlflow.db"), "tiny")
+    means = runs.groupby("variant")["held_out_loss"].mean()
+    shown = [float(text.partition(" ")[0]) for text in table["Held-out loss ↓"]]
+    assert shown == [round(value, 4) for value in sorted(means)]
+    assert set(table["n"]) == {"2"}
+
+
+def test_a_link_brings_the_view_back(recorded: Path, tell: Any) -> None:
+    tell(recorded)
+    app = opened("distributions", plan="tiny")
+    app.selectbox(key="layer").select("1.fc2").run()
+    app.selectbox(key="grid").select("lloyd_max").run()
+    app.selectbox(key="bits").select("3").run()
+    link = {name: value if isinstance(value, str) else value[0] for name, value in app.query_params.items()}
+    assert link["layer"] == "1.fc2"
+    again = opened("distributions", **link)
+    assert again.subheader[0].value == app.subheader[0].value
+    pd.testing.assert_frame_equal(again.dataframe[0].value, app.dataframe[0].value)
+    assert again.dataframe[0].value["levels"].to_list() == [8, 8]
+
+
+def test_a_link_to_what_is_gone_shows_what_there_is(recorded: Path, tell: Any) -> None:
+    tell(recorded)
+    app = opened("ablation", plan="no_such_plan", a="nobody", metric="nothing")
+    assert not app.exception
+    assert "no_such_plan" not in app.query_params["plan"]
+
+
+def test_the_budget_slider_solves_anew(recorded: Path, tell: Any) -> None:
+    tell(recorded)
+    app = opened("bits")
+    few, many = (app.slider[0].set_value(limit).run().dataframe[0].value for limit in (1.5, 3.5))
+    assert (few["cost"] <= 1.5 + 1e-9).all()
+    assert (many["cost"] <= 3.5 + 1e-9).all()
+    exact = {
+        name: table.set_index("allocator").loc["Exact", "damage"] for name, table in (("few", few), ("many", many))
+    }
+    uniform = few.set_index("allocator").loc["Uniform", "damage"]
+    assert exact["many"] <= exact["few"] <= uniform
+
+
+def test_a_sweep_under_way(recorded: Path, plans: Path, tmp_path: Path, tell: Any) -> None:
+    """As a worker that trains leaves it: a working folder with its progress."""
+    folder = tmp_path / "copy"
+    shutil.copytree(recorded, folder)
+    done = sorted((folder / "stages" / "evaluate").iterdir())
+    for place in [one for one in done if one.is_dir()]:
+        shutil.rmtree(place)
+    tell(folder, plans / "tiny.yaml")
+    plan = json.loads(Path(os.environ["ROBUQ_DASHBOARD"]).read_text())["plans"]["tiny"]
+    work = folder / "stages" / "evaluate" / f"{plan['runs'][0]['stages']['evaluate']['key']}.work"
+    work.mkdir()
+    (work / "progress.json").write_text(json.dumps({"step": 30, "steps": 40, "steps_per_second": 2.0, "loss": None}))
+    app = opened("sweep")
+    assert not app.exception
+    assert [metric.value for metric in app.metric][:4] == ["0", "0", "1", "3"]
+    row = app.dataframe[0].value.iloc[0]
+    assert (row["state"], row["stage"], row["progress"], row["left"]) == ("started", "evaluate", 0.75, "5 s")
