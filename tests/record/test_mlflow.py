@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from robuq.config import LowRank, RunConfig, TrainConfig
-from robuq.record import mlflow as tracking
 from robuq.record.layout import metric_name, metric_rows, recorded_name
 from robuq.record.mlflow import (
     MlflowRecorder,
@@ -25,6 +24,7 @@ from robuq.record.mlflow import (
     read_history,
     read_record,
     read_runs,
+    reader,
     redacted,
     sqlite_uri,
 )
@@ -425,13 +425,13 @@ def test_the_collector_rests_while_runs_are_read(
     recorder: MlflowRecorder, uri: str, make: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder.record(make())
-    seen, read = [], tracking._light_record
+    seen, read = [], reader._light_record
 
     def watched(run: Any) -> RunRecord:
         seen.append(gc.isenabled())
         return read(run)
 
-    monkeypatch.setattr(tracking, "_light_record", watched)
+    monkeypatch.setattr(reader, "_light_record", watched)
     assert len(read_runs(uri, make().plan)) == 1
     assert (seen, gc.isenabled()) == ([False], True)
 

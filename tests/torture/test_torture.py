@@ -17,7 +17,7 @@ def torture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torture]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("verb", "kills"), [("sweep", 2)])
+@pytest.mark.parametrize(("verb", "kills"), [("sweep", 2), ("search", 2)])
 def test_killed_commands_end_as_undisturbed_ones(torture: Torture, verb: str, kills: int) -> None:
     assert torture.round(0, verb, kills) == []
 

@@ -1,0 +1,130 @@
+"""Records out of a tracking server: all runs of an experiment by one search, all of one run from its artefacts."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from robuq.record.artifact_files import read_lines
+from robuq.record.layout import FAILURE, config_of, metrics_of, seconds_of
+from robuq.record.mlflow.client import BATCH, connect, errors_of, experiment_id, find_run, redacted, search_runs
+from robuq.record.run_record import RunRecord
+from robuq.record.search_layout import RECORD_FILE, SEARCH
+from robuq.record.search_record import SearchRecord
+
+
+def read_runs(tracking_uri: str, experiment: str) -> list[RunRecord]:
+    """Every run that keeps a record, oldest first, from searches alone: neither the report nor runs of other makers.
+
+    `config` holds only the settings that are parameters, `history` and `layers` are empty, and `artifacts` maps
+    file names to locations for `fetch_artifact`; `read_record` gives all of one run.
+
+    Raises:
+        ValueError: no such experiment.
+        TrackingUnavailable: the server does not answer.
+    """
+    with errors_of(tracking_uri):
+        client = connect(tracking_uri)
+        found = experiment_id(client, tracking_uri, experiment)
+        with _collector_paused():
+            return [_light_record(run) for run in search_runs(client, found) if "robuq.identity" in run.data.tags]
+
+
+def experiment_names(tracking_uri: str) -> list[str]:
+    """Of all plans and searches that the server has, sorted.
+
+    Raises:
+        TrackingUnavailable: the server does not answer.
+    """
+    with errors_of(tracking_uri):
+        client, token = connect(tracking_uri), None
+        names: list[str] = []
+        while True:
+            page = client.search_experiments(max_results=BATCH, page_token=token)
+            names += [found.name for found in page]
+            token = page.token
+            if not token:
+                return sorted(set(names) - {"Default"})  # MLflow's own
+
+
+def read_record(tracking_uri: str, light: RunRecord) -> RunRecord:
+    """All of a record that `read_runs` gave, from record.json; `artifacts` keep their locations."""
+    text = fetch_artifact(tracking_uri, light.artifacts["record.json"]).read_text()
+    return RunRecord.parse(json.loads(text)).updated(artifacts=light.artifacts)
+
+
+def read_search(tracking_uri: str, name: str) -> SearchRecord:
+    """The search of an experiment, whole, from search.json.
+
+    Raises:
+        ValueError: no such experiment, or it holds no search.
+        TrackingUnavailable: the server does not answer.
+        FileNotFoundError: its artefact is gone.
+    """
+    with errors_of(tracking_uri):
+        client = connect(tracking_uri)
+        run = find_run(client, experiment_id(client, tracking_uri, name), SEARCH, name)
+        if run is None:
+            raise ValueError(f"experiment {name!r} on {redacted(tracking_uri)} holds no search")
+        location = f"{run.info.artifact_uri}/{RECORD_FILE}"
+    return SearchRecord.parse(json.loads(fetch_artifact(tracking_uri, location).read_text()), RECORD_FILE)
+
+
+def read_history(tracking_uri: str, location: str) -> list[dict[str, Any]]:
+    """The rows of a history.jsonl or layers.jsonl artefact."""
+    return read_lines(fetch_artifact(tracking_uri, location))
+
+
+def fetch_artifact(tracking_uri: str, location: str) -> Path:
+    """A local file for a location from `RunRecord.artifacts`; downloaded only if it is not on this machine.
+
+    Raises:
+        FileNotFoundError: a local artefact that is gone.
+    """
+    parts = urlsplit(location)
+    if parts.scheme in ("", "file"):
+        file = Path(unquote(parts.path))
+        if not file.is_file():
+            raise FileNotFoundError(f"artefact {file} is gone: restore it, or send the records to a new tracking store")
+        return file
+    with errors_of(tracking_uri):
+        from mlflow.artifacts import download_artifacts
+
+        return Path(download_artifacts(artifact_uri=location, tracking_uri=tracking_uri))
+
+
+def _light_record(run: Any) -> RunRecord:
+    tags, metrics = run.data.tags, run.data.metrics
+    root = run.info.artifact_uri
+    return RunRecord(
+        **json.loads(tags["robuq.identity"]),
+        status=tags["robuq.status"],
+        failure=tags.get(FAILURE),
+        config=config_of(run.data.params),
+        stages=json.loads(tags["robuq.stages"]),
+        seconds=seconds_of(metrics),
+        metrics=metrics_of(metrics),
+        artifacts={name: f"{root}/{name}" for name in json.loads(tags["robuq.files"])},
+        git={key: tags[name] for key in ("commit", "dirty") if (name := f"mlflow.source.git.{key}") in tags},
+        versions=json.loads(tags["robuq.versions"]),
+        started=(run.info.start_time or 0) / 1000,
+        finished=(run.info.end_time or 0) / 1000,
+    )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without Python's garbage collector: thousands of runs are millions of objects with hardly a cycle among them,
+    which it would visit again and again. Reference counts free what is no longer used all the same."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
