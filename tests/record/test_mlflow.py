@@ -261,7 +261,7 @@ def test_foreign_runs_are_passed_over(uri: str, recorder: MlflowRecorder, make: 
 def test_many_pages(uri: str, recorder: MlflowRecorder, make: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(5):
         recorder.record(make(seed=seed, started=1_700_000_000.0 - seed))
-    monkeypatch.setattr(tracking, "PAGE", 2)
+    monkeypatch.setattr(mlflow_client, "PAGE", 2)
     assert [run.seed for run in read_runs(uri, make().plan)] == [4, 3, 2, 1, 0]  # oldest first
 
 

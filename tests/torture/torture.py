@@ -244,7 +244,10 @@ class Torture:
     def round(self, number: int, verb: str, kills: int) -> list[str]:
         """Problems; none where all kills were survived."""
         wanted, dice = self.reference(verb), random.Random(f"{self.seed}/{number}/{verb}")
-        output, came = self.folder / f"round-{number}-{verb}", []  # a name of its own: MLflow keeps what it opened by its path
+        output, came = (
+            self.folder / f"round-{number}-{verb}",
+            [],
+        )  # a name of its own: MLflow keeps what it opened by its path
         shutil.rmtree(output, ignore_errors=True)
         for start in range(MAX_STARTS):
             kind = self._kind(verb, dice) if start < kills else None
