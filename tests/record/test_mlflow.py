@@ -28,6 +28,7 @@ from robuq.record.mlflow import (
     redacted,
     sqlite_uri,
 )
+from robuq.record.mlflow import client as mlflow_client
 from robuq.record.run_record import RunRecord
 from robuq.variants import variant
 
