@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import floor
 
 import numpy as np
@@ -129,21 +132,35 @@ def _solve(damage: Matrix, cost: Matrix, possible: NDArray[np.bool_], room: floa
     rows, _ = np.nonzero(possible)
     scale = COST_SCALE / max(room, float(cost[possible].max()))
     ones = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(damage), len(rows)))
-    found = milp(
-        damage[possible] * (OBJECTIVE_SCALE / (damage[possible].max() or 1.0)),
-        integrality=np.ones(len(rows)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(ones, 1, 1),
-            LinearConstraint(cost[possible][None] * scale, -np.inf, room * scale),
-        ],
-        options={"mip_rel_gap": 0.0},
-    )
+    with _stdout_is_stderr():
+        found = milp(
+            damage[possible] * (OBJECTIVE_SCALE / (damage[possible].max() or 1.0)),
+            integrality=np.ones(len(rows)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(ones, 1, 1),
+                LinearConstraint(cost[possible][None] * scale, -np.inf, room * scale),
+            ],
+            options={"mip_rel_gap": 0.0},
+        )
     if found.x is None:
         raise RuntimeError(f"the integer program of a feasible problem was not solved: {found.message}")
     taken = np.zeros(damage.shape)
     taken[possible] = found.x
     return taken.argmax(axis=1), found.status == 0
+
+
+@contextmanager
+def _stdout_is_stderr() -> Iterator[None]:
+    """HiGHS has a forgotten printf, met about once in a thousand solves, which would land in the middle of `--json`."""
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+        ctypes.CDLL(None).fflush(None)  # C's buffer, before the descriptor is ours again
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def paper(problem: Problem) -> Allocation:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from ampn_problems import MAC_WEIGHTS, brute_force, dynamic_program, network_problem, problems
@@ -176,3 +179,25 @@ class TestPaper:
     def test_leaves_less_than_one_change_of_each_kind(self, limit: float) -> None:
         problem = network_problem(np.zeros((112, 8)), limit)
         assert limit - paper(problem).cost < 12 / 336
+
+
+NOISY = """
+import numpy as np
+from robuq.ampn import allocate
+
+rng = np.random.default_rng(0)
+for number in range(851):  # the last of these problems meets a forgotten printf of HiGHS 1.14
+    n, b = int(rng.integers(4, 30)), int(rng.integers(2, 9))
+    damage = np.sort(rng.exponential(1, (n, b)) * np.exp(-np.arange(b)), axis=1)[:, ::-1]
+    damage = damage + rng.normal(0, 0.01, (n, b)) * (number % 2)
+    cost = np.outer(rng.choice([1.0, 3.0, 4.0], n), np.arange(1, b + 1))
+    cost /= cost[:, 0].sum()
+    room = rng.uniform(1.1, b)
+allocate._solve(damage - damage.min(), cost, np.ones((n, b), bool), room)
+print("mine")
+"""
+
+
+def test_the_solver_writes_nothing_into_the_output() -> None:
+    done = subprocess.run([sys.executable, "-c", NOISY], capture_output=True, text=True, check=True)
+    assert done.stdout == "mine\n"
