@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from robuq.record.search_record import SearchRecord
 SEARCH = LOOKS["search"]
 FENCE = 3.0  # interquartile ranges above the third quartile: Tukey's far-out values leave the panel
 LABEL = 0.095  # of a panel's height, between the labels of two lines
-EDGE = {"ms": 3, "mfc": "none", "mec": BLACK, "mew": 0.5, "ls": ""}  # of what lies beyond the panel
+EDGE: dict[str, Any] = {"ms": 3, "mfc": "none", "mec": BLACK, "mew": 0.5, "ls": ""}  # of what lies beyond the panel
 LOSS = "validation loss (MSE per pixel)"
 
 
@@ -43,7 +44,7 @@ def plot_history(data: pd.DataFrame, ax: Axes) -> None:
         ax.plot(part["number"], part["value"], "o", ms=3, mfc=fill, mec=BLACK, mew=0.5, zorder=2)
     above, failed = known[known["value"] > high], data[data["value"].isna()]
     top, foot = ax.get_xaxis_transform(), ax.get_xaxis_transform()
-    ax.plot(above["number"], np.full(len(above), 0.975), "^", transform=top, **EDGE)  # type: ignore[arg-type]
+    ax.plot(above["number"], np.full(len(above), 0.975), "^", transform=top, **EDGE)
     ax.plot(failed["number"], np.full(len(failed), 0.03), "x", ms=3, mec=BLACK, mew=0.7, transform=foot)
     ax.step(known["number"], known["best"], where="post", color=SEARCH.color, ls="-", lw=1.4, zorder=1.5)
     ax.set_ylim(low, high)
@@ -130,13 +131,13 @@ def rung_name(steps: int) -> str:
 
 def _history_handles(data: pd.DataFrame) -> list[Line2D]:
     """What the figure has, and no more."""
-    dot = {"ls": "", "marker": "o", "mec": BLACK, "mew": 0.5, "ms": 3}
+    dot: dict[str, Any] = {"ls": "", "marker": "o", "mec": BLACK, "mew": 0.5, "ms": 3}
     known = data["value"].notna()
     own = known & (data["names"] == "")
     handles = [
         (True, Line2D([], [], color=SEARCH.color, lw=1.4, label="best so far")),
-        ((own & data["goes_on"]).any(), Line2D([], [], mfc=GREY, label="proposal", **dot)),  # type: ignore[arg-type]
-        ((own & ~data["goes_on"]).any(), Line2D([], [], mfc="none", label="stopped here", **dot)),  # type: ignore[arg-type]
+        ((own & data["goes_on"]).any(), Line2D([], [], mfc=GREY, label="proposal", **dot)),
+        ((own & ~data["goes_on"]).any(), Line2D([], [], mfc="none", label="stopped here", **dot)),
         ((known & data["winner"]).any(), _mark(SEARCH, "winner", 7)),
         ((~known).any(), Line2D([], [], ls="", marker="x", mec=BLACK, mew=0.7, ms=3, label="failed")),
     ]
@@ -184,7 +185,7 @@ def plot_pareto(data: pd.DataFrame, ax: Axes) -> None:
     ax.set_ylabel(LOSS)
     low, high = _limits(data["value"], data["front"] | (data["names"] != ""))
     above = data[data["value"] > high]
-    ax.plot(above["cost"], np.full(len(above), 0.98), "^", transform=ax.get_xaxis_transform(), **EDGE)  # type: ignore[arg-type]
+    ax.plot(above["cost"], np.full(len(above), 0.98), "^", transform=ax.get_xaxis_transform(), **EDGE)
     ax.set_ylim(low, high)
 
 
@@ -233,7 +234,7 @@ def plot_rungs(data: pd.DataFrame, ax: Axes) -> None:
     far = far.assign(
         x=far["x"].clip(upper=right - 0.02 * (right - left)), y=far["y"].clip(upper=high - 0.02 * (high - low))
     )
-    ax.plot(far["x"], far["y"], "^", **EDGE)  # type: ignore[arg-type]
+    ax.plot(far["x"], far["y"], "^", **EDGE)
     ax.set(xlim=(left, right), ylim=(low, high))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,8 +130,8 @@ def _dots(data: pd.DataFrame, order: pd.MultiIndex) -> pd.DataFrame:
 
 
 def _add_scale(figure: Figure, ax: Axes, norm: LogNorm, unit: str, deep: bool) -> None:
-    place = {"location": "right", "aspect": 18} if deep else {"location": "bottom", "aspect": 9}
-    bar = figure.colorbar(ScalarMappable(norm, "Blues"), ax=ax, pad=0.03, shrink=0.95, **place)  # type: ignore[arg-type]
+    place: dict[str, Any] = {"location": "right", "aspect": 18} if deep else {"location": "bottom", "aspect": 9}
+    bar = figure.colorbar(ScalarMappable(norm, "Blues"), ax=ax, pad=0.03, shrink=0.95, **place)
     bar.set_label(unit, fontsize=7)
     bar.ax.tick_params(labelsize=6)
     bar.ax.minorticks_off()

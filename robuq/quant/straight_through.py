@@ -125,15 +125,6 @@ def _reference_forward(
     return Operands(tokens, weight, inner, linear(tokens, weight, bias, inner, left))
 
 
-def rotate_and_quantize(
-    x: Tensor, rotation: Rotation, quantizer: ActFakeQuantizer | None, right: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """x (M, I), right (r, I) -> quantized x R (M, I), x R right^T (M, r). For a weight that is quantized already."""
-    left = None if right is None else x.new_empty(0, len(right))
-    operands = linear_forward(x, x.new_empty(0, x.shape[1]), None, left, right, rotation, quantizer, None)
-    return operands.tokens, operands.inner
-
-
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None, inner: Tensor | None, left: Tensor | None) -> Tensor:
     """tokens (M, I), weight (O, I), inner (M, r), left (O, r) -> tokens weight^T + inner left^T + bias (M, O)."""
     y = tokens @ weight.t() if bias is None else torch.addmm(bias, tokens, weight.t())

@@ -12,11 +12,9 @@ from robuq.quant.hadamard import Rotation
 from robuq.quant.straight_through import (
     branch_gradients,
     has_loop,
-    linear,
     linear_forward,
     quantize_heads,
     quantize_tokens,
-    rotate_and_quantize,
     rotate_back,
     weight_gradients,
 )
@@ -113,22 +111,6 @@ def test_weights_equal_the_reference(spec: WeightQuant, width: int) -> None:
     torch.testing.assert_close(operands.y, x @ quantize_weight(w, spec).T)
     assert operands.tokens is x
     assert torch.equal(w, before)
-
-
-@pytest.mark.parametrize("width", [24, 64])
-@pytest.mark.parametrize("act", [None, ActQuant(bits=2, scale="minmax", grid="mid_tread")])
-@pytest.mark.parametrize("rank", [None, 2])
-def test_a_weight_that_is_quantized_already(width: int, act: ActQuant | None, rank: int | None) -> None:
-    rotation = Rotation(Transform(), width, 0)
-    quantizer = None if act is None else ActFakeQuantizer(act, width)
-    x, weight, bias = normal(6, width), normal(5, width), normal(5)
-    left, right = (None, None) if rank is None else (normal(5, rank), normal(rank, width))
-    tokens, inner = rotate_and_quantize(x, rotation, quantizer, right)
-    rotated = rotation(x)
-    expected = (rotated if quantizer is None else quantizer(rotated)) @ weight.T + bias
-    if left is not None and right is not None:
-        expected = expected + rotated @ right.T @ left.T
-    torch.testing.assert_close(linear(tokens, weight, bias, inner, left), expected)
 
 
 def test_heads_are_quantized_token_by_token_wherever_they_lie() -> None:
