@@ -14,7 +14,15 @@ from analysis.stats import Estimate
 
 Format = Literal["markdown", "latex", "html"]
 MINUS, NONE = "−", "–"
-LATEX = {"Δ": r"$\Delta$", MINUS: "$-$", NONE: "--", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}
+LATEX = {
+    **{letter: rf"$\{name}$" for letter, name in (("Δ", "Delta"), ("ρ", "rho"), ("σ", "sigma"), ("μ", "mu"))},
+    **{
+        sign: rf"$\{name}$"
+        for sign, name in (("×", "times"), ("≤", "le"), ("≥", "ge"), ("↓", "downarrow"), ("↑", "uparrow"))
+    },
+    MINUS: "$-$",
+    NONE: "--",
+}
 
 # \width is the table's own width: a narrow one is not stretched.
 FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
