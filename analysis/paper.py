@@ -18,6 +18,17 @@ from analysis.load import finished
 from analysis.methods import method_name
 from analysis.product import Builder, Feed, Product
 from analysis.tables import main, quantizers, warm_up
+from analysis.tables.claims import CAPTION as CLAIMS_CAPTION
+from analysis.tables.claims import (
+    Contrast,
+    claims_cells,
+    claims_data,
+    claims_table,
+    components_claims,
+    main_claims,
+    quantizers_claims,
+    warm_up_claims,
+)
 from analysis.tables.comparison import Comparison, comparison_cells, comparison_data, comparison_table
 from analysis.tables.components import CAPTION as COMPONENTS_CAPTION
 from analysis.tables.cost import cost_data, cost_table
@@ -63,6 +74,16 @@ def _comparison(layout: Comparison, make_data: Callable[[pd.DataFrame], pd.DataF
         data = make_data(feed.runs) if make_data else comparison_data(feed.runs, layout)
         table = comparison_table(data, layout)
         return Product(data, comparison_cells(data, layout), layout.caption, table=table)
+
+    return build
+
+
+def _claims(contrasts: list[Contrast]) -> Builder:
+    def build(feed: Feed) -> Product | None:
+        data = claims_data(feed.runs, contrasts) if len(finished(feed.runs)) else feed.runs
+        if data.empty:
+            return None
+        return Product(data, claims_cells(data), CLAIMS_CAPTION, table=claims_table(data))
 
     return build
 
@@ -121,6 +142,15 @@ LIST = (
         _comparison(warm_up.WARM_UP),
         _both("warm_up"),
         published=("warm_up",),
+    ),
+    *(
+        Artefact(f"claims_{plan}", f"What holds: {title}", "table", _claims(contrasts), _both(plan))
+        for plan, title, contrasts in (
+            ("main", "RobuQ, its baseline and AMPN", main_claims()),
+            ("components", "rotation, RobustQuantizer, low-rank branch", components_claims()),
+            ("quantizers", "grids, scales and clips", quantizers_claims()),
+            ("warm_up", "the warm-up before the sensitivity", warm_up_claims()),
+        )
     ),
     Artefact("cost", "Cost, split by precision", "table", _cost, published=("cost",)),
     Artefact(

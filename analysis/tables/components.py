@@ -41,10 +41,7 @@ def components_data(runs: pd.DataFrame, baseline: str = "baseline") -> pd.DataFr
         ValueError: several protocols, two runs for one cell and seed, or several learning rates without a validation
             loss to choose by; each in one line.
     """
-    runs = finished(check_runs(runs))
-    one_protocol(runs)
-    runs = runs.assign(bits=lambda rows: rows["act_bits"].map(bits_group))
-    cells = {(bits, name): _best_lr(part) for (bits, name), part in _cells(runs).items()}
+    cells = cells_of(runs)
     rows = [_row(bits, name, part, cells.get((bits, baseline))) for (bits, name), part in cells.items()]
     data = pd.DataFrame(rows)
     data["difference_p_holm"] = holm(data["difference_p"])
@@ -52,6 +49,19 @@ def components_data(runs: pd.DataFrame, baseline: str = "baseline") -> pd.DataFr
     for metric, by_cell in marks.items():
         data[f"{metric}_mark"] = [by_cell[cell] for cell in cells]
     return data
+
+
+def cells_of(runs: pd.DataFrame) -> dict[tuple[float, str], pd.DataFrame]:
+    """{(bits, variant): its finished runs of the best learning rate by validation, indexed by `PAIRS`}: those with
+    full-precision activations first (bits NaN), then from many bits to few.
+
+    Raises:
+        ValueError: what `components_data` names.
+    """
+    runs = finished(check_runs(runs))
+    one_protocol(runs)
+    runs = runs.assign(bits=lambda rows: rows["act_bits"].map(bits_group))
+    return {cell: _best_lr(part) for cell, part in _cells(runs).items()}
 
 
 def components_table(data: pd.DataFrame) -> TextTable:
