@@ -27,6 +27,7 @@ REFERENCE = "full_precision"
 IMAGES = 4  # rows of the grid
 DODGE = 0.012  # of the costs' range, between methods of one cost
 NEAR = 0.06  # of the costs' range: points of one width that are no farther apart have one label
+LABEL = (0.13, 0.075)  # of the panel, that a label takes
 AXES = {"gflops": r"$10^6$ FLOPs, as the paper draws", "bops": r"$10^9$ bit operations"}
 UNITS = {"gflops": 1e-3, "bops": 1e9}  # of the data in the axis' unit
 
@@ -75,16 +76,26 @@ def plot_score_cost(data: pd.DataFrame, cost: str, ax: Axes, names: Mapping[str,
     if len(reference):
         ax.axhline(float(reference.iloc[0]), color=BLACK, lw=0.8, label=names.get(REFERENCE, REFERENCE), zorder=0)
     ax.set_xlabel(AXES[cost])
-    ax.margins(x=0.12, y=0.12)
-    _name_widths(points, cost, ax)
+    ax.margins(x=0.12, y=0.2)
 
 
-def _name_widths(points: pd.DataFrame, cost: str, ax: Axes) -> None:
-    """`A2` once above all points of one width and nearly one cost."""
+def name_widths(data: pd.DataFrame, cost: str, ax: Axes) -> None:
+    """`A2` once above all points of one width and nearly one cost; what would touch another label stands above it.
+
+    After everything is drawn, because it is placed by the panel's limits.
+    """
+    points = data[(data["variant"] != REFERENCE) & data[cost].notna()]
+    ax.autoscale_view()
     top = points[[SCORE, f"{SCORE}_high"]].max(axis=1)
     steps = (points[cost] / float(np.ptp(points[cost]) or 1) / NEAR).round()
+    inside = ax.transData + ax.transAxes.inverted()  # the panel is one wide and one high
+    taken: list[tuple[float, float]] = []
     for (bits, _), part in points.assign(top=top).groupby(["bits", steps]):
-        place = (float(part[cost].mean()) / UNITS[cost], float(part["top"].max()))
+        x, y = inside.transform((float(part[cost].mean()) / UNITS[cost], float(part["top"].max())))
+        while any(abs(x - other) < LABEL[0] and abs(y - at) < LABEL[1] for other, at in taken):
+            y += LABEL[1] / 2
+        taken.append((x, y))
+        place = inside.inverted().transform((x, y))
         ax.annotate(f"A{bits:g}", place, (0, 2), textcoords="offset points", ha="center", fontsize=6)
 
 
@@ -123,6 +134,8 @@ def score_cost_figure(data: pd.DataFrame, samples: pd.DataFrame, names: Mapping[
         left, right = upper.subplots(1, 2, sharey=True)
         plot_score_cost(data, "gflops", left, names)
         plot_score_cost(data, "bops", right, names)
+        for cost, ax in (("gflops", left), ("bops", right)):
+            name_widths(data, cost, ax)
         left.set_ylabel("classifier score")
         handles, labels = right.get_legend_handles_labels()
         upper.legend(handles, labels, loc="outside upper center", ncols=3, columnspacing=0.8, handlelength=1.8)
