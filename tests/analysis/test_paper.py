@@ -89,7 +89,8 @@ def test_what_feeds_an_artefact_is_shipped() -> None:
 
 
 def test_what_can_be_built_is_built_and_the_rest_is_listed_with_its_command(built: Built) -> None:
-    not_digits = {"main_unconditional", "components", "quantizers", "warm_up", "cost"}
+    claims = {f"claims_{plan}" for plan in ("components", "quantizers", "warm_up")}
+    not_digits = {"main_unconditional", "components", "quantizers", "warm_up", "cost", *claims}
     assert set(built.products) == {f"{name}_digits" for name in set(ARTEFACTS) - not_digits} | {"cost"}
     gaps = {(gap.artefact, gap.command) for gap in built.gaps}
     assert ("main_conditional", "robuq sweep paper_main_fashion") in gaps
@@ -161,7 +162,7 @@ def test_runs_of_other_protocols_are_refused_not_mixed(records: list[RunRecord],
 def test_what_is_missing_is_one_line_a_command(built: Built) -> None:
     lines = gap_lines(built.gaps)
     (line,) = (line for line in lines if line.endswith("robuq sweep paper_main_fashion"))
-    assert line.startswith("missing: main_conditional, figure2, samples, distributions")
+    assert line.startswith("missing: main_conditional, claims_main, figure2, samples, distributions")
 
 
 def test_a_run_of_two_plans_keeps_its_name_in_each(records: list[RunRecord], tmp_path: Path) -> None:
