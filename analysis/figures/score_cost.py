@@ -95,8 +95,8 @@ def name_widths(data: pd.DataFrame, cost: str, ax: Axes) -> None:
         while any(abs(x - other) < LABEL[0] and abs(y - at) < LABEL[1] for other, at in taken):
             y += LABEL[1] / 2
         taken.append((x, y))
-        place = inside.inverted().transform((x, y))
-        ax.annotate(f"A{bits:g}", place, (0, 2), textcoords="offset points", ha="center", fontsize=6)
+        right, up = inside.inverted().transform((x, y))
+        ax.annotate(f"A{bits:g}", (right, up), (0, 2), textcoords="offset points", ha="center", fontsize=6)
 
 
 def plot_columns(samples: pd.DataFrame, ax: Axes, names: Mapping[str, str]) -> None:
