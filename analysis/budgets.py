@@ -21,7 +21,7 @@ from robuq.cost import average_bits, layer_costs
 
 ALLOCATORS: tuple[Allocator, ...] = ("exact", "greedy", "uniform", "paper")
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-UNLIMITED = 1e18  # in any budget's unit: only to ask what can be reached at all
+UNLIMITED = 1e15  # in any budget's unit: only to ask what can be reached at all
 POINTS = 33  # budgets of a curve
 Config = Mapping[str, Any]  # a resolved RunConfig
 

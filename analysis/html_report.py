@@ -8,11 +8,13 @@ import mimetypes
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 FILE = "report.html"
+OWN_MARKUP = ("<u>", "</u>")  # of the second best in a table
 TYPES = {".tex": "text/plain", ".csv": "text/csv", ".md": "text/markdown", ".json": "application/json"}
 PAGE = """\
 <!DOCTYPE html>
@@ -61,6 +63,7 @@ def html_of(text: str, folder: Path) -> str:
     tokens = parser.parse(text)
     _describe(tokens)
     for token in _all(tokens):
+        _disarm(token)
         _inline(token, folder)
     body = parser.renderer.render(tokens, parser.options, {})
     wide = '<div class="wide" tabindex="0" role="region" aria-label="table">'  # scrolls by itself, also by keyboard
@@ -86,12 +89,20 @@ def _describe(tokens: list[Token]) -> None:
             picture.children = [Token("text", "", 0, content=f"{picture.content}: {words}")]
 
 
+def _disarm(token: Token) -> None:
+    """Names and descriptions are anybody's: markup in them is shown, not obeyed."""
+    if token.type in ("html_inline", "html_block") and token.content not in OWN_MARKUP:
+        token.content = escape(token.content)
+
+
 def _inline(token: Token, folder: Path) -> None:
     name = {"image": "src", "link_open": "href"}.get(token.type)
     target: Any = token.attrGet(name) if name else None
     if not name or not target or ":" in str(target) or str(target).startswith("#"):
         return
-    file = folder / str(target)
+    file = folder / unquote(str(target))
+    if not file.resolve().is_relative_to(folder.resolve()):
+        return  # a file of elsewhere is not taken along, whoever wrote the page
     token.attrSet(name, data_uri(file))
     if token.type == "link_open":
         token.attrSet("download", file.name)

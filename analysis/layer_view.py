@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.figures.distributions import STATES, Arrays
-from analysis.gaussian_grids import grid_error, lloyd_max, mid_rise, mid_tread, optimal_step
+from analysis.gaussian_grids import lloyd_max, mid_rise, mid_tread, optimal_step
 
 RECORDED = "recorded"  # the levels that the run's own quantizer had
 GRIDS = (RECORDED, "mid_rise", "mid_tread", "lloyd_max")
@@ -71,11 +71,6 @@ def grid_errors(data: pd.DataFrame) -> pd.DataFrame:
             values = {"error": own, "sqnr_db": sqnr, "normal_error": normal}
             rows.append({"state": name, "levels": len(levels), **values})
     return pd.DataFrame(rows, columns=["state", "levels", "error", "sqnr_db", "normal_error"])
-
-
-def least_error(grid: str, bits: int) -> float:
-    """Of the grid on N(0, 1), from its closed form."""
-    return grid_error(grid, bits)
 
 
 def _error(x: NDArray[np.float64], density: NDArray[np.float64], levels: Levels) -> float:

@@ -40,6 +40,7 @@ TYPES = {
     **dict.fromkeys(METRICS, "float64"),
     **dict.fromkeys(ARTIFACTS, "str"),  # locations for robuq.record.mlflow.fetch_artifact
 }
+OWN = [name for name in TYPES if name in RunRecord.model_fields and name not in ("seconds", "history")]
 
 
 def load_runs(tracking_uri: str, plan: str) -> pd.DataFrame:
@@ -105,7 +106,7 @@ def one_protocol(runs: pd.DataFrame) -> str:
 
 
 def _row(record: RunRecord) -> dict[str, object]:
-    own = record.model_dump(include=set(TYPES) - set(METRICS) - {"seconds", "history"})
+    own = {name: getattr(record, name) for name in OWN}
     train, model = record.config.get("train", {}), record.config.get("model", {})
     settings = {name: train.get(name) for name in ("lr", "steps", "batch_size")}
     settings |= {name: model.get(name) for name in ("width", "num_layers")}

@@ -15,6 +15,7 @@ from analysis.report_files import Built
 from analysis.style import styled
 
 DPI = 220  # twice the pixels that a column of 3.3 inches has on a page
+PAD = 0.08  # inches of white around a figure, which a dark page needs
 DRAWING = threading.RLock()  # the style is global to the process, and a page has a thread for each reader
 LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
 
@@ -40,5 +41,13 @@ def draw(name: str, build: Callable[[], Built], text: str = "") -> Picture:
 def png_of(figure: Figure) -> bytes:
     stream = io.BytesIO()
     with styled():
-        figure.savefig(stream, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        figure.savefig(
+            stream,
+            format="png",
+            dpi=DPI,
+            facecolor="white",
+            bbox_inches="tight",
+            pad_inches=PAD,
+            metadata={"Software": None},
+        )
     return stream.getvalue()

@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from analysis.paper_folder import MANIFEST
+from robuq.plain_json import read_mapping
 
 Config = Mapping[str, Any]
 FindConfig = Callable[[str, str], Config | None]  # (plan, key) -> resolved configuration, None: not at hand
+
+
+class _Cell(BaseModel):
+    row: str
+    columns: list[str]
+    keys: list[str]
+
+
+class _Artefact(BaseModel):
+    id: str
+    source: Annotated[str, Field(alias="from")]
+    cells: list[_Cell]
+
+
+class _Run(BaseModel):
+    variant: str
+    label: str
+    seed: int
+    pretrain_seed: int
+    protocol: str
+    git: dict[str, str]
+    versions: dict[str, str]
+
+
+class _Manifest(BaseModel):
+    """What is read of the manifest."""
+
+    artefacts: dict[str, _Artefact]
+    runs: dict[str, dict[str, _Run]]
 
 
 @dataclass(frozen=True)
@@ -59,13 +92,15 @@ def _columns_of(cell: Mapping[str, Any]) -> list[str]:
 
 def _manifest(file: Path) -> dict[str, Any]:
     beside = file.parent / MANIFEST
-    if not file.is_file():
+    if not os.path.isfile(file):  # unlike Path's, it takes names that no file can have
         raise ValueError(f"no file {file}")
     if not beside.is_file():
         raise ValueError(f"no {MANIFEST} beside {file.name}: only files of the paper's folder have a provenance")
-    manifest: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-    if "artefacts" not in manifest:
-        raise ValueError(f"{beside} is not of the paper's folder: robuq paper writes one that is")
+    try:
+        manifest = read_mapping(beside)
+        _Manifest.model_validate(manifest)
+    except (OSError, ValueError):
+        raise ValueError(f"{beside} is not of the paper's folder: robuq paper writes one that is") from None
     return manifest
 
 

@@ -67,9 +67,11 @@ def distance(a: Column, b: Column) -> float:
 
 
 def _png(rows: list[list[NDArray[np.uint8]]]) -> bytes:
-    """Whole multiples of the pixels, so that nothing is blurred."""
+    """Whole multiples of the pixels, so that nothing is blurred; what is between images is transparent, for pages of
+    any colour."""
     zoom = max(1, -(-LEAST // rows[0][0].shape[0]))
-    canvas = tile(rows, []).repeat(zoom, axis=0).repeat(zoom, axis=1)
+    between = tile([[np.zeros_like(image[..., :1]) for image in row] for row in rows], [])
+    canvas = np.concatenate([tile(rows, []), 255 - between], axis=-1).repeat(zoom, axis=0).repeat(zoom, axis=1)
     stream = io.BytesIO()
-    Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas).save(stream, format="PNG")
+    Image.fromarray(canvas).save(stream, format="PNG")
     return stream.getvalue()

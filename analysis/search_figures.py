@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from analysis.evaluations import (
@@ -14,6 +15,7 @@ from analysis.evaluations import (
     weighting,
 )
 from analysis.figures.bits import bits_data, bits_figure
+from analysis.figures.importance import RESAMPLES, SHOWN, importance_data, importance_figure, rungs_text
 from analysis.figures.search import (
     history_data,
     history_figure,
@@ -28,10 +30,12 @@ from analysis.render import number
 from analysis.report_files import Built
 from robuq.record.search_record import SearchRecord
 
+SEED = 0  # of the resamples
 TITLES = {  # name of the figure -> title, in the order of the page
     "bits": "Bits of each layer",
     "history": "History of the search",
     "pareto": "Pareto front",
+    "importance": "Importance of the parameters",
     "rungs": "What a cheap rung says of the last",
     "sensitivity": "Sensitivity",
 }
@@ -46,6 +50,7 @@ def search_figures(record: SearchRecord, pairs: pd.DataFrame, correlations: pd.D
         "bits": _bits(record),
         "history": _history(record),
         "pareto": _pareto(record),
+        "importance": _importance(record),
         "rungs": _rungs(record, pairs, correlations),
         "sensitivity": _sensitivity(record),
     }
@@ -90,6 +95,22 @@ def _pareto(record: SearchRecord) -> Built | None:
         "that no other beats in both. One seed each."
     )
     return pareto_figure(data), data, caption
+
+
+def _importance(record: SearchRecord) -> Built | None:
+    """With a generator of its own: which figures there are must not change the numbers of others."""
+    data = importance_data(record, np.random.default_rng(SEED))
+    if data.empty:
+        return None
+    left_out = data["parameter"].nunique() - SHOWN
+    more = f" The {SHOWN} most important of {SHOWN + left_out} are shown." if left_out > 0 else ""
+    caption = (
+        "How far each parameter of the space sets the best evaluations of a rung apart from all of them (PED-ANOVA, as "
+        f"Optuna's dashboard has it), as shares that sum to 1. Lines: the middle 80 % over {RESAMPLES} resamples of "
+        "the evaluations; where they overlap, the order of two parameters may be luck. Only evaluations with "
+        f"parameters count: n = {rungs_text(data)}.{more}"
+    )
+    return importance_figure(data), data, caption
 
 
 def _rungs(record: SearchRecord, pairs: pd.DataFrame, correlations: pd.DataFrame) -> Built | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -9,6 +10,7 @@ from importlib import import_module
 import streamlit as st
 
 from analysis.recorded import StoreAway
+from dashboards import show
 from dashboards.settings import Settings, settings
 
 PAGES = {  # path, which is also the module -> title; the first is the start
@@ -20,6 +22,12 @@ PAGES = {  # path, which is also the module -> title; the first is the start
     "samples": "Samples",
     "search": "Search",
 }
+LOOK = """<style>
+.stMainBlockContainer {padding-top: 4rem}  /* of 6: the first numbers are in sight sooner */
+.stMultiSelect [data-tag] {background: rgb(128 128 128 / .22)}  /* white on the dark theme's blue is hard to read */
+.stMultiSelect [data-tag], .stMultiSelect [data-tag] * {color: inherit}
+.stElementToolbar:focus-within {opacity: 1}  /* a table's buttons: a mouse shows them, and so must the keyboard */
+</style>"""
 
 
 def view(path: str) -> Callable[[Settings], None]:
@@ -35,21 +43,26 @@ def run_page(path: str) -> None:
         view(path)(own)
     except StoreAway as error:
         st.error(f"The records cannot be read now: {error}")
-        st.write("The page tries again when it is loaded again. If the records were removed, make them anew:")
-        st.code(own.command("sweep smoke"), language="bash")
+        st.write(f"The page tries again every {show.AGAIN} seconds. If the records were removed, make them anew:")
+        show.copied(own.command("sweep smoke"))
+        show.try_again(time.monotonic())
     except ValueError as error:
         st.warning(str(error))
 
 
 def main() -> None:
-    st.set_page_config(page_title="RobuQ", layout="wide")
-    pages = [
-        st.Page(partial(run_page, path), title=title, url_path=path, default=path == next(iter(PAGES)))
-        for path, title in PAGES.items()
-    ]
-    shown = st.navigation(pages)
+    pages = [st.Page(partial(run_page, path), title=title, url_path=path) for path, title in PAGES.items()]
+    start = st.Page(
+        lambda: st.switch_page(pages[0], query_params=dict(st.query_params)),
+        default=True,
+        visibility="hidden",
+        title="RobuQ",
+    )
+    shown = st.navigation([start, *pages])
+    st.set_page_config(page_title=f"{shown.title} · RobuQ", layout="wide")
+    st.html(LOOK)
     with st.sidebar:
-        st.caption(f"records: {settings().source.name}")
+        st.caption(f"records: {settings().place}", help=settings().source.name)
     shown.run()
 
 

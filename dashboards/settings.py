@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,31 @@ class Settings:
     def source(self) -> Source:
         return Source(self.uri, Path(self.folder) if self.folder else None)
 
+    @property
+    def place(self) -> str:
+        """What the records are called on the pages: the name of their folder or file, or their server."""
+        name = self.source.name
+        return Path(self.folder or name).name if self.folder or name.startswith("sqlite:") else name
+
+    def path(self, *parts: str) -> str:
+        """Of what lies in the output folder, for commands: from the working directory where that is above it."""
+        whole = Path(self.folder or "", *parts)
+        return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
+
+    def default_of(self, names: Sequence[str]) -> str | None:
+        """Which plan is shown first: one that is watched, if it is among `names`."""
+        return next((name for name in self.plans if name in names), None)
+
     def command(self, words: str) -> str:
         return f"robuq {words} {self.options}".strip()
 
 
 def settings() -> Settings:
-    return Settings(**json.loads(Path(os.environ[VARIABLE]).read_text(encoding="utf-8")))
+    file = Path(os.environ[VARIABLE])
+    state = file.stat()
+    return _read(file, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1)  # a plan of ten thousand runs is megabytes, and every click asks
+def _read(file: Path, changed: int, size: int) -> Settings:
+    return Settings(**json.loads(file.read_text(encoding="utf-8")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pandas as pd
@@ -11,13 +12,27 @@ from analysis.pictures import Picture
 from analysis.render import TextTable, render
 
 WIDTH = 560  # pixels of a figure on a page; less where the page is narrower
+AGAIN = 5  # seconds after which a page that has nothing to show looks again
 
 
 def empty(what: str, *commands: str) -> None:
     """The state of a page without data: what would be here, and the command that makes it."""
     st.info(what)
     for command in commands:
-        st.code(command, language="bash")
+        copied(command)
+    try_again(time.monotonic())
+
+
+@st.fragment(run_every=AGAIN)
+def try_again(since: float) -> None:
+    """Runs once with its page, at `since`, and then by itself: the page is made anew."""
+    if time.monotonic() - since > AGAIN / 2:
+        st.rerun()
+
+
+def copied(command: str) -> None:
+    """A command to take away; it wraps, so that all of it is in sight on a phone."""
+    st.code(command, language=None, wrap_lines=True)
 
 
 def picture(shown: Picture, width: int = WIDTH) -> None:
@@ -29,7 +44,7 @@ def picture(shown: Picture, width: int = WIDTH) -> None:
 
 def table(shown: TextTable, data: pd.DataFrame, name: str, text: str) -> None:
     """Text cells on the page; the numbers as CSV and the table as LaTeX to take away. `text`: what it is, in words."""
-    st.dataframe(shown.cells, hide_index=True, alt=text)
+    st.dataframe(shown.cells, hide_index=True, height="content", placeholder="", alt=text)
     if shown.caption:
         st.caption(shown.caption)
     downloads({f"{name}.csv": csv(data), f"{name}.tex": render(shown, "latex").encode()})
@@ -37,7 +52,7 @@ def table(shown: TextTable, data: pd.DataFrame, name: str, text: str) -> None:
 
 def numbers(data: pd.DataFrame, name: str, text: str, **columns: Any) -> None:
     """A table of plain numbers. `columns`: Streamlit's configuration of them."""
-    st.dataframe(data, hide_index=True, column_config=columns or None, alt=text)
+    st.dataframe(data, hide_index=True, column_config=columns or None, placeholder="", alt=text)
     downloads({f"{name}.csv": csv(data)})
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,7 +46,9 @@ from experiments.cli_options import (
 from experiments.cli_paper import paper_app
 from experiments.signals import exit_code, handled_signals
 from robuq.config import ConfigError
+from robuq.messages import one_line, without_secrets
 from robuq.stopping import Stopped
+from robuq.storage_fault import StorageFault, storage_fault
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +88,9 @@ app.add_typer(doctor_app)
 
 
 def main() -> None:
-    """Mistakes of the user end in one line and exit code 2; other exceptions are bugs and keep their traceback."""
+    """Mistakes of the user end in one line and exit code 2, disks that take no more in one line and exit code 1; other
+    exceptions are bugs and keep their traceback."""
+    sys.excepthook = _show_bug
     try:
         _quieten_libraries()
         with handled_signals():
@@ -93,6 +99,10 @@ def main() -> None:
         code = _complain(str(error))
     except typer.TyperException as error:
         code = _complain(error.format_message())
+    except StorageFault as fault:
+        code = _complain(f"{fault}; the same command continues where it was", FAILED)
+    except OSError as error:
+        code = _complain_of_storage(error)
     except Stopped:
         code = exit_code()
     except (typer.Abort, KeyboardInterrupt):
@@ -102,9 +112,22 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _complain(message: str) -> int:
-    print(f"robuq: {' '.join(message.split())}", file=sys.stderr)
-    return USAGE
+def _complain(message: str, code: int = USAGE) -> int:
+    print(f"robuq: {one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback, whose lines may quote an address with a password."""
+    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def _complain_of_storage(error: OSError) -> int:
+    """Of commands that write next to nothing; other errors of the system are bugs."""
+    fault = storage_fault(error, Path("the output folder"))
+    if fault is None:
+        raise error
+    return _complain(str(fault), FAILED)
 
 
 def _quieten_libraries() -> None:

@@ -149,6 +149,8 @@ def search(
         finally:
             pool.close()
         waiting = recording.send_waiting()
+        if end.record is not None and end.record.finished and not recording.send_search(end.record):
+            waiting += 1
     _say_how_it_ended(end, waiting, recording.problem)
     print(f"study: {_dashboard(wanted, folder)}")
     if end.failures or end.record is None or end.record.winner is None:

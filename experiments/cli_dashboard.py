@@ -8,7 +8,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ import typer
 
 from experiments.cli_options import RESULTS, Folder, Settings, Tracking
 from robuq.config import ConfigError
+from robuq.scratch import scratch_folder
 
 dashboard_app = typer.Typer()
 
@@ -42,8 +42,9 @@ def dashboard(
     robuq dashboard --tracking-uri http://tracking:5000
     """
     check_installed()
-    with tempfile.TemporaryDirectory(prefix="robuq-dashboard-") as folder:  # its owner's alone: a URI may hold secrets
-        file = Path(folder) / "settings.json"
+    with scratch_folder("dashboard") as folder:  # its owner's alone: a URI may hold secrets
+        file = folder / "settings.json"
+        file.touch(mode=0o600)
         file.write_text(json.dumps(dashboard_data(output, plan or [], settings or [], tracking_uri)), encoding="utf-8")
         print(f"http://{HOST}:{port}", flush=True)
         environment = {**os.environ, VARIABLE: str(file)}
@@ -79,7 +80,7 @@ def dashboard_data(output: Path, plans: list[str], settings: list[str], tracking
 
 def streamlit_command(port: int) -> list[str]:
     """Loopback only, no usage statistics, no browser opened, no file watched."""
-    app = Path(__file__).parents[1] / "dashboards" / "app.py"
+    app = Path(__file__).parents[1] / "dashboards" / "server.py"
     options = {
         "server.address": HOST,
         "server.port": port,
@@ -87,6 +88,8 @@ def streamlit_command(port: int) -> list[str]:
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "type",  # of a bug: its text could quote an address with a password
+        "theme.light.textColor": "#0e1014",  # captions are 60 % of it: still 4.5 : 1
         "theme.light.primaryColor": "#1668b8",  # of each theme: one for both would take the dark one away
         "theme.dark.primaryColor": "#5aa2ef",
     }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experiments.cli_options import FAILED, RESULTS, Folder, Json, Tracking, print_json
-from robuq.config import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from experiments.doctor import Finding
 
 doctor_app = typer.Typer()
@@ -34,22 +36,30 @@ def doctor(
     from experiments.doctor import Doctor, finding_data
     from experiments.output import Output
     from robuq.record.mlflow import TrackingRefused, TrackingUnavailable
+    from robuq.scratch import remove_abandoned
 
     folder = Output(output)
     examiner = Doctor(folder, tracking_uri)
-    findings, repaired = examiner.examine(), []
+    findings: list[Finding] = examiner.examine()
+    repaired: list[Finding] = []
+    scratch: list[Path] = []  # of killed commands, whatever folder they worked in
     if fix:
+        scratch = remove_abandoned()
         try:
             with folder.sweeping():
-                repaired = examiner.repair(findings)
+                examiner.repair(findings, repaired.append)
         except (TrackingUnavailable, TrackingRefused) as error:
-            raise ConfigError(f"nothing more was repaired: {error}") from None
+            print(f"robuq: nothing more was repaired: {error}", file=sys.stderr)
         findings = examiner.examine()
     if as_json:
         healthy, busy = not findings, folder.has_driver()
         lists = {"findings": [*map(finding_data, findings)], "repaired": [*map(finding_data, repaired)]}
-        print_json({"output": str(folder.folder), "healthy": healthy, "busy": busy, **lists})
+        print_json(
+            {"output": str(folder.folder), "healthy": healthy, "busy": busy, **lists, "removed": [*map(str, scratch)]}
+        )
     else:
+        for path in scratch:
+            print(f"removed: {path}: left by a killed command")
         _print(findings, repaired, folder.has_driver())
     if findings:
         raise typer.Exit(FAILED)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from robuq.messages import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,8 +19,17 @@ if TYPE_CHECKING:
     from experiments.output import Output
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes
+MAX_WORKERS, MAX_PER_RUN = 10_000, 10_000
 PIPE_WIDTH = 240  # characters: tables in a pipe or a file are not folded to 80
 RESULTS = Path("results")
+
+
+def _a_number(value: float) -> float:
+    """Bounds let nan through."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
+
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A plan in YAML, or a packaged plan's name.")]
 PlanOrSearch = Annotated[
@@ -40,10 +52,15 @@ Tracking = Annotated[
 ]
 Kind = Literal["ray", "local"]
 ExecutorKind = Annotated[Kind, typer.Option(help="local: in this process, one after the other.")]
-Workers = Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each.")]
-Address = Annotated[str | None, typer.Option(help="Of a running Ray cluster that sees --output.")]
-CpusPerRun = Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for a run.")]
-GpusPerRun = Annotated[float, typer.Option(min=0, help="GPUs that Ray reserves; 0.5: two runs share one.")]
+Workers = Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Runs at the same time, one thread each.")]
+Address = Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="Of a running Ray cluster that sees --output.")]
+CpusPerRun = Annotated[
+    float, typer.Option(min=0, max=MAX_PER_RUN, callback=_a_number, help="CPUs that Ray reserves for a run.")
+]
+GpusPerRun = Annotated[
+    float,
+    typer.Option(min=0, max=MAX_PER_RUN, callback=_a_number, help="GPUs that Ray reserves; 0.5: two runs share one."),
+]
 
 
 def print_json(data: Any) -> None:
@@ -58,10 +75,10 @@ def make_console(stderr: bool = False) -> Console:
 
 
 def command_line(verb: str, file: str, output: Path, settings: list[str] | None, tracking_uri: str | None) -> str:
-    """A command about the same runs. A tracking URI may hold a password, and is not repeated."""
+    """A command about the same runs. A tracking URI may hold a password, and is not repeated; nor is a setting's."""
     words = ["robuq", verb, file, "--output", str(output)]
     for setting in settings or []:
-        words += ["--set", setting]
+        words += ["--set", without_secrets(setting)]
     return shlex.join(words) + (" --tracking-uri URI" if tracking_uri else "")
 
 

@@ -7,24 +7,24 @@ makes it anew. Nothing is deleted that a command could still use.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from experiments.output import Output, is_locked
 from experiments.search_run import JOURNAL
 from robuq.ampn.search import drop_half_a_record, ends_in_half_a_record, journal_states
 from robuq.config import ConfigError
+from robuq.plain_json import read_json, read_mapping
 from robuq.record.audit import TrackedRun, delete_run, end_run, snapshot, tracked_runs
 from robuq.record.mlflow import MlflowRecorder, TrackingRefused, TrackingUnavailable, redacted
 from robuq.record.run_record import RunRecord
 from robuq.record.search_record import SearchRecord
+from robuq.scratch import scratch_folder
 from robuq.stages import KINDS, LEFTOVERS, QUARANTINE, StageStore
 
 Repair = Callable[[], object]
@@ -70,14 +70,17 @@ class Doctor:
             return findings
         return [*findings, *self._unfinished_stages(), *self._temporaries(), *self._studies(), *self._tracking()]
 
-    def repair(self, findings: Iterable[Finding]) -> list[Finding]:
-        """Those of the findings that were repaired. Call it with the folder to yourself (`Output.sweeping`)."""
-        repaired = []
+    def repair(self, findings: Iterable[Finding], tell: Callable[[Finding], object] = lambda finding: None) -> None:
+        """What can be repaired, one by one; `tell` is called after each. Call it with the folder to yourself
+        (`Output.sweeping`).
+
+        Raises:
+            TrackingUnavailable, TrackingRefused: the store does not take a record.
+        """
         for finding in findings:
             if finding.repair is not None:
                 finding.repair()
-                repaired.append(finding)
-        return repaired
+                tell(finding)
 
     # --- stages -----------------------------------------------------------------------------------------------
 
@@ -145,7 +148,7 @@ class Doctor:
     def _run_records(self) -> Iterator[Finding]:
         for file in sorted((self._output.folder / "runs").glob("*/*.json")):
             try:
-                record = RunRecord.parse(json.loads(file.read_text()), str(file))
+                record = RunRecord.parse(read_json(file), str(file))
             except ValueError:
                 yield self._unreadable(file)
                 continue
@@ -163,7 +166,7 @@ class Doctor:
     def _search_records(self) -> Iterator[Finding]:
         for file in sorted((self._output.folder / "searches").glob("*/search.json")):
             try:
-                record = SearchRecord.parse(json.loads(file.read_text()), str(file))
+                record = SearchRecord.parse(read_json(file), str(file))
             except ValueError:
                 yield self._unreadable(file)
                 continue
@@ -190,7 +193,7 @@ class Doctor:
     def _send(self, record: RunRecord | SearchRecord) -> None:
         """Make the store agree with the record, whatever was sent before."""
         if self._recorder is None:
-            self._recorder = MlflowRecorder(self._uri, self._output.folder / "artifacts" if self._own else None)
+            self._recorder = MlflowRecorder(self._uri, self._output.artifact_root(self._uri))
         if isinstance(record, SearchRecord):
             self._output.send_search(record, self._uri, self._recorder)
         else:
@@ -244,8 +247,8 @@ class Doctor:
     def _tracked(self) -> list[TrackedRun]:
         if not self._own:
             return tracked_runs(self._uri)
-        with TemporaryDirectory(prefix="robuq-doctor-") as folder:
-            return tracked_runs(snapshot(self._output.tracking_file, Path(folder)))
+        with scratch_folder("doctor") as folder:
+            return tracked_runs(snapshot(self._output.tracking_file, folder))
 
     def _tracked_twice(self, run: TrackedRun) -> Finding:
         what = f"a second run of {' '.join(run.identity or ())} in experiment {run.experiment}"
@@ -303,8 +306,8 @@ def _stage_ids(store: StageStore) -> Iterator[str]:
 
 def _inputs(folder: Path) -> list[str]:
     try:
-        return list(json.loads((folder / "stage.json").read_text())["inputs"].values())
-    except (OSError, ValueError, KeyError, TypeError):
+        return [str(parent) for parent in read_mapping(folder / "stage.json")["inputs"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 

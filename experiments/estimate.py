@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from robuq.config import BLOCK_ROLES
-from robuq.stages import Stage, StageStore, distinct
+from robuq.plain_json import read_mapping
+from robuq.stages import KINDS, Stage, StageStore, distinct
 
 # Rough seconds on one CPU thread of about 2020, from 75 ms a step of the digits model and 250 ms of one six times
 # its size: a training step costs 3e-10 s per multiply-accumulate of its forward pass, and 10 ms; drawing or judging
@@ -17,26 +19,39 @@ SECONDS_PER_MAC, SECONDS_PER_STEP = 3e-10, 0.01
 QUANTIZED = 1.4  # a quantized training step over a full-precision one
 PROBE_IMAGES = 1000  # a guess at how many validation images there are
 CLASSIFIER_SECONDS_PER_IMAGE = 5e-4
+LEARNT_FROM = 100  # stages of a kind: more would tell the same
 
 
 class Estimator:
-    """Looks at what is done in the store once, when it is made."""
+    """Looks once, when it is made, at what is done in the store: at no more than `LEARNT_FROM` stages of a kind."""
 
     def __init__(self, store: StageStore) -> None:
-        self._ratios: dict[str, list[float]] = {}
-        for file in sorted(store.root.glob("*/*/result.json")):
-            try:
-                stage = json.loads(file.with_name("stage.json").read_text())
-                seconds = float(json.loads(file.read_text()).get("seconds", 0.0))
-            except (OSError, ValueError):
-                continue  # a damaged stage teaches nothing; whoever needs it says so
-            rough = rough_seconds(stage["kind"], stage["config"])
-            if seconds > 0 and rough > 0:
-                self._ratios.setdefault(stage["kind"], []).append(seconds / rough)
+        self._ratio: dict[str, float] = {}  # kind -> what its stages took over the rough estimate, the median
+        for kind in KINDS:
+            ratios = [ratio for folder in _some_done(store.root / kind) if (ratio := _ratio(folder)) is not None]
+            if ratios:
+                self._ratio[kind] = statistics.median(ratios)
 
     def seconds(self, stage: Stage) -> float:
-        ratios = self._ratios.get(stage.kind)
-        return rough_seconds(stage.kind, stage.config) * (statistics.median(ratios) if ratios else 1.0)
+        return rough_seconds(stage.kind, stage.config) * self._ratio.get(stage.kind, 1.0)
+
+
+def _some_done(folder: Path) -> list[Path]:
+    """Finished stages of one kind, evenly taken from their keys in order, which is by chance."""
+    names = sorted(name for name in os.listdir(folder) if "." not in name) if folder.is_dir() else []
+    step = max(1, len(names) // LEARNT_FROM)
+    return [folder / name for name in names[::step]]
+
+
+def _ratio(folder: Path) -> float | None:
+    """None of a damaged stage, which teaches nothing; whoever needs it says so."""
+    try:
+        stage = read_mapping(folder / "stage.json")
+        seconds = float(read_mapping(folder / "result.json").get("seconds", 0.0))
+        rough = rough_seconds(stage["kind"], stage["config"])
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
+        return None
+    return seconds / rough if seconds > 0 and rough > 0 else None
 
 
 def rough_seconds(kind: str, config: Mapping[str, Any]) -> float:

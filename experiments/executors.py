@@ -12,38 +12,26 @@ import os
 import signal
 import socket
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from experiments.attempts import Outcome, StageFunction, attempt, one_line, run_stage
+from experiments.fence import Fenced, LeaveRequest, behind_fence, fence_of
 from robuq.config import ConfigError
-from robuq.stages import InputDamaged, Stage, StageStore
+from robuq.scratch import ScratchFolder
+from robuq.stages import Stage
 from robuq.stopping import Stopped, ask_also
 
-StageFunction = Callable[[Stage, Path, str], Mapping[str, Any]]  # (stage, store's root, device) -> result
-
-START_ATTEMPTS = 3  # of a worker that dies before it has done anything
+START_ATTEMPTS = 3  # of workers that die before they have done anything, one after the other
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 # Without this, Ray listens on every interface of the machine. It is read when ray is first imported.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a stage ended.
-
-    `lost`: its worker died, nothing is known, try again. `damaged`: one of its inputs was, and has been set aside:
-    make that anew, then try again. `stopped`: by request; a later launch goes on.
-    """
-
-    stage: Stage
-    status: Literal["done", "failed", "lost", "damaged", "stopped"]
-    reason: str = ""  # one line
+ELSEWHERE = "192.0.2.1"  # of the net for documentation; nothing is sent there
+HERE = "local"  # Ray's own word for no cluster: without it, one that is found on this machine would be taken
+LONGEST_TEMPORARY = 43  # characters: sockets have names of up to 107, and Ray adds 64
 
 
 class Executor(Protocol):
@@ -68,19 +56,6 @@ class Executor(Protocol):
         ...
 
 
-def run_stage(stage: Stage, root: Path, device: str) -> Mapping[str, Any]:
-    """The stage function of real runs: one thread, numpy's included, so that every executor gives the same bits."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    from robuq import pipeline
-
-    torch.set_num_threads(1)
-    with threadpool_limits(limits=1):
-        result: Mapping[str, Any] = pipeline.run_stage(stage, StageStore(root), device)
-    return result
-
-
 def check_device(device: str) -> None:
     """Raises ConfigError: PyTorch sees no such device on this machine. Every machine has a CPU."""
     kind, _, index = device.partition(":")
@@ -100,40 +75,6 @@ def _warm_up(function: StageFunction) -> None:
     """Import what the first stage would otherwise wait for."""
     if function is run_stage:
         importlib.import_module("robuq.pipeline")
-
-
-class _Caught(AbstractContextManager["_Caught"]):
-    """Keeps the exception of its block: on a worker a failure is data. Interrupts and exits pass."""
-
-    error: Exception | Stopped | None = None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        self.error = error if isinstance(error, (Exception, Stopped)) else None
-        return self.error is not None
-
-
-def attempt(function: StageFunction, stage: Stage, root: Path, device: str) -> Outcome:
-    """Run a stage; the outcome is never lost. A failure that was not foreseen leaves its traceback in failure.json."""
-    with _Caught() as caught:
-        function(stage, root, device)
-    if caught.error is None:
-        return Outcome(stage, "done")
-    if isinstance(caught.error, Stopped):
-        return Outcome(stage, "stopped")
-    if isinstance(caught.error, InputDamaged):
-        return Outcome(stage, "damaged", str(caught.error))
-    store, reason = StageStore(root), one_line(caught.error)
-    if store.work_folder(stage).is_dir() and store.failure(stage) is None:
-        store.fail(stage, reason, "".join(traceback.format_exception(caught.error)))
-    return Outcome(stage, "failed", reason)
-
-
-def one_line(error: BaseException) -> str:
-    """`ValueError: what it says`; our own failures speak for themselves."""
-    text = " ".join("".join(traceback.format_exception_only(error)).split())
-    return text.removeprefix("robuq.pipeline.StageFailed: ")
 
 
 class LocalExecutor:
@@ -205,16 +146,25 @@ class OnDemandExecutor:
 class _Worker:
     """What lives in a Ray actor: imports done once, stages one after the other."""
 
-    def __init__(self, function: StageFunction) -> None:
+    def __init__(self, function: StageFunction, folder: Path) -> None:
+        """`folder`: the command's working folder, which paths in its configuration begin at."""
+        if folder.is_dir():
+            os.chdir(folder)
         _warm_up(function)
         self._function = function
 
     def process_id(self) -> int:
         return os.getpid()
 
-    def attempt(self, stage: Stage, root: Path, device: str) -> Outcome:
-        ask_also(_ray().get_runtime_context().is_canceled)
-        return attempt(self._function, stage, root, device)
+    def attempt(self, stage: Stage, root: Path, device: str, token: str) -> Outcome:
+        """`token`: of the fence of the command that wants it."""
+        cancelled, leave = _ray().get_runtime_context().is_canceled, LeaveRequest(root)
+        ask_also(lambda: cancelled() or leave())
+        try:
+            with behind_fence(root, token):
+                return attempt(self._function, stage, root, device)
+        except Fenced as error:
+            return Outcome(stage, "lost", str(error))
 
 
 class RayExecutor:
@@ -230,15 +180,17 @@ class RayExecutor:
         gpus: float = 0,
         function: StageFunction = run_stage,
     ) -> None:
-        """`address`: of a running cluster that sees `root`; None starts one here. `cpus`, `gpus`: of each worker.
+        """`address`: of a running cluster that sees `root`; None starts one here, which ends with this process even
+        where that is killed. `cpus`, `gpus`: of each worker.
 
         Returns at once; workers become free one by one.
 
         Raises:
-            ConfigError: no cluster at the address, or no node that could hold a worker.
+            ConfigError: no cluster at the address, or no node that could hold a worker. Later: workers do not start.
         """
         self._root, self._device, self._function = root, device, function
-        self._owns_ray = start_ray(address, workers, cpus, gpus)
+        self._token = fence_of(root)
+        self._session = start_ray(address, workers, cpus, gpus)
         self._actor_class = _ray().remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
         self._starting: dict[Any, Any] = {}  # future of its process id -> actor
         self._idle: list[Any] = []
@@ -253,7 +205,7 @@ class RayExecutor:
 
     def submit(self, stage: Stage) -> None:
         actor = self._idle.pop()
-        self._working[actor.attempt.remote(stage, self._root, self._device)] = (stage, actor)
+        self._working[actor.attempt.remote(stage, self._root, self._device, self._token)] = (stage, actor)
 
     def wait(self, seconds: float) -> list[Outcome]:
         futures = [*self._working, *self._starting]
@@ -278,11 +230,12 @@ class RayExecutor:
         for actor in [*self._idle, *self._starting.values(), *(actor for _, actor in self._working.values())]:
             _ray().kill(actor)
         self._idle, self._starting, self._working = [], {}, {}
-        if self._owns_ray:
-            _ray().shutdown()
+        if self._session is not None:
+            self._session.close()
+        self._session = None
 
     def _start_worker(self) -> None:
-        actor = self._actor_class.remote(self._function)
+        actor = self._actor_class.remote(self._function, Path.cwd())
         self._starting[actor.process_id.remote()] = actor
 
     def _settle(self, future: Any) -> list[Outcome]:
@@ -307,37 +260,66 @@ class RayExecutor:
         except _worker_errors() as error:
             self._failed_starts += 1
             if self._failed_starts >= START_ATTEMPTS:
-                raise RuntimeError(f"workers do not start: {error}") from error
+                raise ConfigError(f"workers do not start: {one_line(error)}") from None
             self._start_worker()
         else:
+            self._failed_starts = 0
             self._idle.append(actor)
 
 
-def start_ray(address: str | None, workers: int, cpus: float, gpus: float) -> bool:
-    """Connect to a cluster, or start one on the loopback interface; whether this call did so.
+class RaySession:
+    """This process's connection to Ray."""
+
+    def __init__(self, scratch: ScratchFolder | None = None) -> None:
+        """`scratch`: where the Ray that was started here keeps its sockets and logs."""
+        self._scratch = scratch
+
+    def close(self) -> None:
+        _ray().shutdown()
+        if self._scratch is not None:
+            self._scratch.close()
+
+
+def start_ray(address: str | None, workers: int, cpus: float, gpus: float) -> RaySession | None:
+    """Connect to a cluster, or start one on the loopback interface; None where there is a connection already.
 
     Raises:
         ConfigError: as RayExecutor's.
     """
-    for name, value in {**QUIET, **({} if address else LOOPBACK_ONLY)}.items():
+    here = address in (None, HERE)
+    loopback = here or _listens_on_loopback_only(str(address))
+    for name, value in {**QUIET, **(LOOPBACK_ONLY if loopback else {})}.items():
         os.environ.setdefault(name, value)
-    ray = _ray()
-    if ray.is_initialized():
-        return False
-    settings = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": ONE_THREAD}}
-    if address is None:
-        here = {"num_cpus": max(1, math.ceil(workers * cpus)), "num_gpus": math.ceil(workers * gpus) if gpus else None}
+    if _ray().is_initialized():
+        return None
+    return _start_here(workers, cpus, gpus) if here else _connect(str(address), cpus, gpus)
+
+
+def _start_here(workers: int, cpus: float, gpus: float) -> RaySession:
+    size = {"num_cpus": max(1, math.ceil(workers * cpus)), "num_gpus": math.ceil(workers * gpus) if gpus else None}
+    with ExitStack() as undo:
+        scratch = ScratchFolder("ray")
+        undo.callback(scratch.close)
+        place = {"_temp_dir": str(scratch.path)} if len(str(scratch.path)) <= LONGEST_TEMPORARY else {}
         with _own_sigterm():
-            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **here, **settings)
-        return True
+            _ray().init(HERE, include_dashboard=False, _node_ip_address="127.0.0.1", **place, **size, **_settings())
+        undo.pop_all()
+    return RaySession(scratch)
+
+
+def _connect(address: str, cpus: float, gpus: float) -> RaySession:
     try:
         _check_that_someone_listens(address)
         with _own_sigterm():
-            ray.init(address=address, **settings)
+            _ray().init(address=address, **_settings())
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {_first_line(error)}") from None
     _check_room(cpus, gpus)
-    return True
+    return RaySession()
+
+
+def _settings() -> dict[str, Any]:
+    return {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": ONE_THREAD}}
 
 
 @contextmanager
@@ -361,9 +343,30 @@ def _own_sigterm() -> Iterator[None]:
 
 def _check_that_someone_listens(address: str) -> None:
     """Ray itself tries for minutes before it gives up."""
+    host, port = _host_and_port(address)
+    if host:
+        socket.create_connection((host, port), timeout=5).close()
+
+
+def _listens_on_loopback_only(address: str) -> bool:
+    """Ray takes a loopback address for the machine's own, at which such a cluster is not to be reached."""
+    host, port = _host_and_port(address)
+    if host not in ("localhost", "127.0.0.1", "::1"):
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((ELSEWHERE, 9))  # sends nothing
+            own = probe.getsockname()[0]
+        socket.create_connection((own, port), timeout=5).close()
+    except OSError:
+        return True
+    return False
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Both empty where the address has another form, such as a URL."""
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    return (host.strip("[]"), int(port)) if host and port.isdecimal() and "/" not in host else ("", 0)
 
 
 def _check_room(cpus: float, gpus: float) -> None:
@@ -383,8 +386,9 @@ def _worker_errors() -> tuple[type[BaseException], ...]:
     """What ray.get raises if the worker, its node or its memory is gone."""
     from ray import exceptions
 
-    names = ("RayActorError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError")
-    return tuple(getattr(exceptions, name) for name in names)
+    crashes = ("RayActorError", "WorkerCrashedError", "OutOfMemoryError")
+    of_nodes = ("NodeDiedError", "ObjectLostError", "RuntimeEnvSetupError")
+    return tuple(getattr(exceptions, name) for name in crashes + of_nodes)
 
 
 def _first_line(error: BaseException) -> str:

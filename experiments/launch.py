@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol
 
-from experiments.executors import Executor, Outcome
+from experiments.attempts import Outcome
+from experiments.executors import Executor
+from experiments.ready import ReadyStages
 from experiments.signals import stopping_at_boundaries
 from robuq.config import DataConfig, RunConfig
 from robuq.data.fingerprint import data_fingerprint
-from robuq.stages import Stage, StageStore, distinct, stages_of
+from robuq.stages import PlainRuns, Stage, StageStore, distinct, stages_of
 from robuq.stopping import Stopped, stop_requested
+from robuq.storage_fault import StorageFault
 
 MAX_LOSSES = 2  # workers that a stage may lose, or damaged inputs it may find, before it counts as failed
 WAIT_SECONDS = 1.0  # between looks at the clock while nothing ends
@@ -68,12 +72,14 @@ def no_more(free: int) -> Sequence[Job]:
 def jobs_of(runs: Iterable[RunConfig]) -> list[Job]:
     """Raises ConfigError if a data set's files are missing."""
     fingerprints: dict[DataConfig, str] = {}
-    jobs = []
+    known: dict[str, Stage] = {}  # one object for a stage that many runs share
+    plain, jobs = PlainRuns(), []
     for run in runs:
         if run.data not in fingerprints:
             fingerprints[run.data] = data_fingerprint(run.data)
         data = fingerprints[run.data]
-        jobs.append(Job(run, stages_of(run, data), data))
+        stages = tuple(known.setdefault(stage.id, stage) for stage in stages_of(run, data, plain.of(run)))
+        jobs.append(Job(run, stages, data))
     return jobs
 
 
@@ -85,16 +91,25 @@ class Sweep:
         self.jobs: list[Job] = []
         self.stages: dict[str, Stage] = {}
         self.status: dict[str, Status] = {}
+        self.counts: Counter[Status] = Counter()  # of stages
         self.seconds: dict[str, float] = {}
         self.started: dict[str, float] = {}  # monotonic seconds, of running stages
         self.took: dict[str, float] = {}  # seconds, of stages that ended in this launch
         self.reasons: dict[str, str] = {}  # of failed stages
         self.repaired: list[str] = []  # finished stages that were found damaged, one line each: they are done anew
+        self.halted: str | None = None  # why nothing can go on, one line
         self._store, self._estimate = store, seconds
         self._losses: dict[str, int] = {}
         self._order: dict[str, int] = {}
         self._remaining: dict[str, float] = {}
-        self._open: list[Job] = []
+        self._users: dict[str, list[int]] = {}  # stage -> places in `jobs` of those that use it
+        self._children: dict[str, list[str]] = {}  # stage -> stages that it is an input of
+        self._left: dict[int, int] = {}  # place of each open job -> how many of its stages are not done
+        self._wanted: Counter[str] = Counter()  # stage -> open jobs that use it
+        self._ending: Counter[str] = Counter()  # stage -> open jobs that it is the last one of
+        self._waiting: dict[str, float] = {}  # wanted stages that wait -> their seconds
+        self._waiting_seconds = 0.0  # their sum
+        self._ready = ReadyStages()
         self._ended: list[JobEnd] = []
         self.add(jobs)
 
@@ -107,33 +122,32 @@ class Sweep:
                     self.repaired.append(f"{stage.id}: {problem}; it was set aside and is made anew")
                     log.warning(self.repaired[-1])
                 self.status[stage.id] = "done" if self._store.is_done(stage) else "waiting"
+                self.counts[self.status[stage.id]] += 1
                 self.seconds[stage.id] = max(self._estimate(stage), 1e-3)
                 self.stages[stage.id] = stage
+                for parent in stage.inputs.values():
+                    self._children.setdefault(parent, []).append(stage.id)
+        places = range(len(self.jobs), len(self.jobs) + len(jobs))
         self.jobs += jobs
-        self._open += jobs
+        for place in places:
+            self._open(place)
         self._remaining = self._longest_paths()
-        self._close_jobs()
+        self._close_jobs(places)
+        for name in self.stages:
+            self._refresh(name)
 
-    def ready(self) -> list[Stage]:
-        """Stages that can start now, the best first.
+    @property
+    def ready_count(self) -> int:
+        """How many stages could start now."""
+        return len(self._ready)
 
-        Longest remaining path first, so that the workers end together; but while there is plenty to do, a stage
-        that ends a run goes first, so that results come in along the way.
-        """
-        useful = {stage.id for job in self._open for stage in job.stages}
-        ready = [
-            stage
-            for name, stage in self.stages.items()
-            if name in useful and self.status[name] == "waiting" and self._inputs_done(stage)
-        ]
-        ready.sort(key=lambda stage: (-self._remaining[stage.id], self._order[stage.id]))
-        last = {job.stages[-1].id for job in self._open}
-        ending = [stage for stage in ready if stage.id in last]
-        plenty = len(ready) - len(ending) > 2 * len(self.started) + 2
-        return ending + [stage for stage in ready if stage.id not in last] if plenty else ready
+    def ready(self, count: int | None = None) -> list[Stage]:
+        """The best `count` of the stages that can start now, the best first; without it all of them."""
+        names = self._ready.first(len(self._ready) if count is None else count, len(self.started))
+        return [self.stages[name] for name in names]
 
     def start(self, stage: Stage) -> None:
-        self.status[stage.id] = "running"
+        self._set(stage.id, "running")
         self.started[stage.id] = time.monotonic()
 
     def settle(self, outcome: Outcome) -> None:
@@ -142,18 +156,20 @@ class Sweep:
         if outcome.status in ("lost", "damaged"):
             self._losses[name] = self._losses.get(name, 0) + 1
             if self._losses[name] <= MAX_LOSSES:
-                self.status[name] = "waiting"
+                self._set(name, "waiting")
                 self._reopen_inputs(outcome.stage)
                 return
             what = "lost its worker" if outcome.status == "lost" else "found its inputs damaged"
             self.reasons[name] = f"{what} {self._losses[name]} times: {outcome.reason}"
-        elif outcome.status == "stopped":
-            self.status[name] = "waiting"
+        elif outcome.status in ("stopped", "halted"):
+            self._set(name, "waiting")
+            if outcome.status == "halted":
+                self.halted = outcome.reason
             return
         elif outcome.status == "failed":
             self.reasons[name] = outcome.reason
-        self.status[name] = "done" if outcome.status == "done" else "failed"
-        self._close_jobs()
+        self._set(name, "done" if outcome.status == "done" else "failed")
+        self._close_jobs(self._users[name])
 
     def ended_jobs(self) -> list[JobEnd]:
         """Jobs that ended since the last call: all stages done, or one failed."""
@@ -162,35 +178,73 @@ class Sweep:
 
     def is_over(self) -> bool:
         """Nothing is running, and nothing can start."""
-        return not self._open and not self.started
+        return not self._left and not self.started
 
     def seconds_left(self, workers: int) -> float:
         """Estimated; stages under way count with what is left of them. A display's thread may call this."""
         now = time.monotonic()
-        useful = {stage.id for job in self._open for stage in job.stages}
-        waiting = sum(self.seconds[name] for name in useful if self.status[name] == "waiting")
         under_way = sum(max(0.0, self.seconds[name] - (now - begun)) for name, begun in list(self.started.items()))
-        return (waiting + under_way) / max(workers, 1)
+        return (max(0.0, self._waiting_seconds) + under_way) / max(workers, 1)
 
-    def _close_jobs(self) -> None:
-        still_open = []
-        for job in self._open:
-            failed = [stage for stage in job.stages if self.status[stage.id] == "failed"]
-            if failed:
-                reason = f"{failed[0].kind} {failed[0].key}: {self.reasons[failed[0].id]}"
-                self._ended.append(JobEnd(job, reason))
-            elif all(self.status[stage.id] == "done" for stage in job.stages):
+    def _open(self, place: int) -> None:
+        stages = self.jobs[place].stages
+        self._left[place] = sum(self.status[stage.id] != "done" for stage in stages)
+        for stage in stages:
+            self._users.setdefault(stage.id, []).append(place)
+            self._wanted[stage.id] += 1
+        self._ending[stages[-1].id] += 1
+
+    def _close_jobs(self, places: Iterable[int]) -> None:
+        """Those of them that are open, and of which every stage is done or one has failed."""
+        for place in places:
+            if place not in self._left:
+                continue
+            job = self.jobs[place]
+            failed = next((stage for stage in job.stages if self.status[stage.id] == "failed"), None)
+            if failed is not None:
+                self._ended.append(JobEnd(job, f"{failed.kind} {failed.key}: {self.reasons[failed.id]}"))
+            elif not self._left[place]:
                 self._ended.append(JobEnd(job, None))
             else:
-                still_open.append(job)
-        self._open = still_open
+                continue
+            del self._left[place]
+            self._ending[job.stages[-1].id] -= 1
+            for stage in job.stages:
+                self._wanted[stage.id] -= 1
+                self._refresh(stage.id)
+
+    def _set(self, name: str, status: Status) -> None:
+        """A stage's status, and all that follows from it for what can start."""
+        before, self.status[name] = self.status[name], status
+        self.counts[before] -= 1
+        self.counts[status] += 1
+        more_left = (before == "done") - (status == "done")
+        if more_left:
+            for place in self._users[name]:
+                if place in self._left:
+                    self._left[place] += more_left
+            for child in self._children.get(name, []):
+                self._refresh(child)
+        self._refresh(name)
+
+    def _refresh(self, name: str) -> None:
+        """Whether a stage waits, and whether it could start."""
+        waits = self._wanted[name] > 0 and self.status[name] == "waiting"
+        self._waiting_seconds -= self._waiting.pop(name, 0.0)
+        if waits:
+            self._waiting[name] = self.seconds[name]
+            self._waiting_seconds += self.seconds[name]
+        if waits and self._inputs_done(self.stages[name]):
+            self._ready.put(name, self._remaining[name], self._order[name], self._ending[name] > 0)
+        else:
+            self._ready.discard(name)
 
     def _reopen_inputs(self, stage: Stage) -> None:
         """Those that were done and are no longer there wait again."""
         for parent in stage.inputs.values():
             known = self.stages.get(parent)
             if known is not None and self.status[parent] == "done" and not self._store.is_done(known):
-                self.status[parent] = "waiting"
+                self._set(parent, "waiting")
                 self._reopen_inputs(known)
 
     def _inputs_done(self, stage: Stage) -> bool:
@@ -220,56 +274,60 @@ def launch(
 
     Raises:
         Stopped: a signal asked for it; the same launch goes on.
+        StorageFault: the disk does not take what is written; once it does, the same launch goes on.
     """
     ends: list[JobEnd] = []
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="record") as recording, stopping_at_boundaries():
-        pending: list[Future[None]] = []
+        pending: deque[Future[None]] = deque()
         _announce(sweep, observers, ends, pending, recording, on_end)
-        while not stop_requested() and (_admit(sweep, executor, more) or not sweep.is_over()):
+        while not (stop_requested() or sweep.halted) and (_admit(sweep, executor, more) or not sweep.is_over()):
             if sweep.is_over():  # what came in is in the store already
                 _announce(sweep, observers, ends, pending, recording, on_end)
                 continue
             _dispatch(sweep, executor, observers)
             for outcome in executor.wait(WAIT_SECONDS):
                 sweep.settle(outcome)
-                _dispatch(sweep, executor, observers)
+                if not sweep.halted:
+                    _dispatch(sweep, executor, observers)
                 for observer in observers:
                     observer.stage_ended(outcome)
             _announce(sweep, observers, ends, pending, recording, on_end)
-            pending = _unfinished(pending)
-        if stop_requested():
-            _leave(executor, recording)
-    _unfinished(pending)
+            _settle_records(pending)
+        while pending and not (stop_requested() or sweep.halted):
+            wait([pending[0]], WAIT_SECONDS)
+            _settle_records(pending)
+        if stop_requested() or sweep.halted:
+            _leave(sweep, executor, recording)
     return ends
 
 
-def _leave(executor: Executor, recording: ThreadPoolExecutor) -> NoReturn:
+def _leave(sweep: Sweep, executor: Executor, recording: ThreadPoolExecutor) -> NoReturn:
     """Records that are not begun are made by the next launch."""
     recording.shutdown(wait=False, cancel_futures=True)
     executor.stop(STOP_SECONDS)
+    if sweep.halted:
+        raise StorageFault(sweep.halted)
     raise Stopped
 
 
 def _admit(sweep: Sweep, executor: Executor, more: MoreJobs) -> bool:
     """Let jobs in that could start at once; whether any came."""
-    room = executor.free() - len(sweep.ready())
+    room = executor.free() - sweep.ready_count
     jobs = more(max(room, 1 if sweep.is_over() else 0))  # workers that are still starting count as busy
     if jobs:
         sweep.add(jobs)
     return bool(jobs)
 
 
-def _unfinished(pending: list[Future[None]]) -> list[Future[None]]:
-    """Raises what a finished one raised."""
-    for future in pending:
-        if future.done():
-            future.result()
-    return [future for future in pending if not future.done()]
+def _settle_records(pending: deque[Future[None]]) -> None:
+    """Forget those that are made, which is done in their order. Raises what making one raised."""
+    while pending and pending[0].done():
+        pending.popleft().result()
 
 
 def _dispatch(sweep: Sweep, executor: Executor, observers: Sequence[Observer]) -> None:
     free = executor.free()
-    for stage in sweep.ready()[:free] if free else []:
+    for stage in sweep.ready(free) if free else []:
         sweep.start(stage)
         executor.submit(stage)
         for observer in observers:
@@ -280,7 +338,7 @@ def _announce(
     sweep: Sweep,
     observers: Sequence[Observer],
     ends: list[JobEnd],
-    pending: list[Future[None]],
+    pending: deque[Future[None]],
     recording: ThreadPoolExecutor,
     on_end: Callable[[JobEnd], None],
 ) -> None:
@@ -293,4 +351,6 @@ def _announce(
 
 def missing(jobs: Sequence[Job], store: StageStore) -> Mapping[str, Stage]:
     """Distinct stages that are not done."""
-    return {stage.id: stage for job in jobs for stage in job.stages if not store.is_done(stage)}
+    return {
+        stage.id: stage for stage in distinct(stage for job in jobs for stage in job.stages) if not store.is_done(stage)
+    }

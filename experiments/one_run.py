@@ -139,7 +139,7 @@ def write_png(images: Tensor, file: Path, columns: int) -> None:
     if images.shape[1] not in (1, 3):
         raise ConfigError(f"images with {images.shape[1]} channels are latents, not pictures: decode them first")
     zoom = max(1, round(GRID_PIXELS / images.shape[2]))
-    grid = tile_images(to_uint8(images), columns).repeat(zoom, axis=0).repeat(zoom, axis=1)
+    grid = tile_images(to_uint8(images), max(1, min(columns, len(images)))).repeat(zoom, axis=0).repeat(zoom, axis=1)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(file, format="PNG")

@@ -5,7 +5,8 @@ DIR/runs/<plan>/<key>.json        one RunRecord a run
 DIR/runs/<plan>/<key>.sent        which tracking servers have that record
 DIR/searches/<name>/search.json    the SearchRecord of a search, also while it is under way; beside it search.sent
 DIR/searches/<name>/study.journal  its Optuna study, unless its file names a database
-DIR/mlflow.db, DIR/artifacts/     the tracking store, unless --tracking-uri names another
+DIR/mlflow.db, DIR/artifacts/     the tracking store, unless --tracking-uri names another; the artefacts also where
+                                  that is a database
 DIR/reports/<plan>/               tables and figures
 """
 
@@ -13,17 +14,28 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
+import os
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from experiments.fence import take_fence
 from robuq.config import ConfigError
+from robuq.config.base import canonical_json
+from robuq.messages import redacted
+from robuq.plain_json import read_json, read_mapping
+from robuq.record.mlflow import DATABASES
 from robuq.record.run_record import RunRecord
 from robuq.record.search_record import SearchRecord
+from robuq.scratch import remove_abandoned
 from robuq.stages import StageStore, write_json
+from robuq.storage_fault import storage_fault
+
+Record = TypeVar("Record", RunRecord, SearchRecord)
+LEAST_ROOM = 4096  # bytes, without which nothing is begun
 
 
 class Recorder(Protocol):
@@ -38,7 +50,7 @@ class Output:
     """The folder that a command writes to."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+        self.folder = _resolved(folder)
         self.store = StageStore(self.folder / "stages")
 
     @property
@@ -48,6 +60,12 @@ class Output:
     def tracking_uri(self) -> str:
         return f"sqlite:///{self.tracking_file}"
 
+    def artifact_root(self, uri: str) -> Path | None:
+        """Where the artefacts of records go that are sent to `uri`; None leaves it to the server, or to the folder of
+        an SQLite file. A database has no place for them, and MLflow would take the working directory."""
+        here = uri == self.tracking_uri() or uri.startswith(DATABASES)
+        return self.folder / "artifacts" if here else None
+
     def report_folder(self, plan: str) -> Path:
         return self.folder / "reports" / plan
 
@@ -55,30 +73,61 @@ class Output:
         """Make the folder if it is missing.
 
         Raises:
-            ConfigError: nothing can be written to it.
+            ConfigError: there is no such folder, and there cannot be.
+            StorageFault: it can be, or is there, but the disk does not take what is written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
+            with self.writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.folder) as file:
+                    file.write(bytes(LEAST_ROOM))
         except OSError as error:
             raise ConfigError(f"cannot write to {self.folder} ({error.strerror}): choose another --output") from None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raises StorageFault where, inside, the disk did not take what was written to the folder."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            fault = storage_fault(error, self.folder)
+            if fault is None:
+                raise
+            raise fault from None
 
     @contextmanager
     def sweeping(self) -> Iterator[None]:
         """One driver at a time writes records.
 
         Raises:
-            ConfigError: another command holds the folder, or nothing can be written to it.
+            ConfigError: another command holds the folder, or there cannot be such a folder.
+            StorageFault: at the beginning or later, the disk does not take what is written to the folder.
         """
         self.ensure_writable()
-        with (self.folder / "sweep.lock").open("w") as stream:
+        with self.writing(), self._lock_file.open("a+") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(f"another robuq command is writing to {self.folder}: wait, or use --output") from None
+                raise ConfigError(
+                    f"another robuq command{self._driver()} is writing to {self.folder}: wait, or use --output"
+                ) from None
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
+            take_fence(self.store.root)
             for file in self.temporaries():
                 file.unlink(missing_ok=True)
+            remove_abandoned()
             yield
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.folder / "sweep.lock"
+
+    def _driver(self) -> str:
+        """Who holds the folder, as far as the lock's holder has said so by now."""
+        who = self._lock_file.read_text(errors="replace")
+        return f" ({who})" if who else ""
 
     def temporaries(self) -> list[Path]:
         """Half-written records that killed commands left."""
@@ -86,7 +135,7 @@ class Output:
 
     def has_driver(self) -> bool:
         """Whether a command holds the folder now. Changes nothing."""
-        return is_locked(self.folder / "sweep.lock")
+        return is_locked(self._lock_file)
 
     def _file(self, plan: str, key: str) -> Path:
         return self.folder / "runs" / plan / f"{key}.json"
@@ -97,12 +146,15 @@ class Output:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, record.model_dump(mode="json"))
 
+    def has_record(self, plan: str, key: str) -> bool:
+        return self._file(plan, key).is_file()
+
     def record(self, plan: str, key: str) -> RunRecord | None:
         file = self._file(plan, key)
-        return _read(file) if file.is_file() else None
+        return _read(file, RunRecord) if file.is_file() else None
 
     def records(self, plan: str = "*") -> list[RunRecord]:
-        return [_read(file) for file in sorted((self.folder / "runs").glob(f"{plan}/*.json"))]
+        return [_read(file, RunRecord) for file in sorted((self.folder / "runs").glob(f"{plan}/*.json"))]
 
     def find(self, wanted: str) -> RunRecord:
         """By key, a unique beginning of it, `variant/seed` or `variant/label/seed`.
@@ -121,9 +173,25 @@ class Output:
             raise ConfigError(f"{wanted!r} fits {len(found)} runs: {which}{', ...' if len(found) > 4 else ''}")
         return next(iter(found.values()))
 
-    def unsent(self, plan: str, uri: str) -> list[RunRecord]:
-        """Records that the server at `uri` does not have as they are now."""
-        return [record for record in self.records(plan) if self.is_unsent(record, uri)]
+    def unsent(self, plan: str, uri: str, sure: Collection[str] = ()) -> list[RunRecord]:
+        """Records that the server at `uri` does not have as they are now; `sure`: keys of some that it has."""
+        files = sorted((self.folder / "runs" / plan).glob("*.json"))
+        keys = [file.stem for file in files if file.stem not in sure]
+        unsure = (self.record(plan, key) for key in keys if self.sent_record(plan, key, uri) is None)
+        return [record for record in unsure if record is not None and self.is_unsent(record, uri)]
+
+    def sent_record(self, plan: str, key: str, uri: str) -> dict[str, Any] | None:
+        """What the record on the disk says, as plain data, if it is beyond doubt that the server at `uri` has it so.
+
+        Neither checked nor made a RunRecord, which takes several times as long: ten thousand are asked for when a
+        sweep is continued.
+        """
+        file = self._file(plan, key)
+        try:
+            record, sent = read_mapping(file), read_mapping(file.with_suffix(".sent"))
+        except (OSError, ValueError):
+            return None  # whoever needs it says what is wrong
+        return record if sent.get(_server(uri)) == _text_digest(canonical_json(record)) else None
 
     def is_unsent(self, record: RunRecord, uri: str) -> bool:
         return self._sent(record).get(_server(uri)) != _digest(record)
@@ -135,7 +203,10 @@ class Output:
     def forget_sent(self, uri: str) -> None:
         """The server at `uri` has lost what it had: every record is unsent again."""
         for file in (*(self.folder / "runs").glob("*/*.sent"), *(self.folder / "searches").glob("*/*.sent")):
-            sent = json.loads(file.read_text())
+            try:
+                sent = read_mapping(file)
+            except ValueError:
+                sent = {}  # nothing is known: everything is sent again
             write_json(file, {server: digest for server, digest in sent.items() if server != _server(uri)})
 
     # --- searches ---------------------------------------------------------------------------------------------
@@ -151,7 +222,7 @@ class Output:
 
     def search(self, name: str) -> SearchRecord | None:
         file = self.search_folder(name) / "search.json"
-        return SearchRecord.parse(json.loads(file.read_text()), str(file)) if file.is_file() else None
+        return _read(file, SearchRecord) if file.is_file() else None
 
     def is_search_unsent(self, record: SearchRecord, uri: str) -> bool:
         return self._sent(record).get(_server(uri)) != _digest(record)
@@ -169,8 +240,21 @@ class Output:
 
     def _sent(self, record: RunRecord | SearchRecord) -> dict[str, str]:
         file = self._sent_file(record)
-        sent: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
-        return sent
+        try:
+            return read_mapping(file) if file.is_file() else {}
+        except (OSError, ValueError):
+            raise _unreadable(file) from None
+
+
+def _resolved(folder: Path) -> Path:
+    """Raises ConfigError: no folder can have this name."""
+    try:
+        resolved = folder.resolve()
+        resolved.is_dir()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = error.strerror if isinstance(error, OSError) else "links in a circle"
+        raise ConfigError(f"cannot use {str(folder)!r:.100} ({reason}): choose another --output") from None
+    return resolved
 
 
 def is_locked(file: Path) -> bool:
@@ -189,22 +273,30 @@ def run_names(record: RunRecord) -> tuple[str, str]:
     return f"{record.variant}/{record.seed}", f"{record.variant}/{record.label}/{record.seed}"
 
 
-def _read(file: Path) -> RunRecord:
+def _read(file: Path, kind: type[Record]) -> Record:
     try:
-        return RunRecord.parse(json.loads(file.read_text()), str(file))
-    except ValueError as error:
+        return kind.parse(read_json(file), str(file))
+    except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{file} cannot be read: `robuq doctor --fix` sets it aside, a sweep makes it anew") from None
+        raise _unreadable(file) from None
+
+
+def _unreadable(file: Path) -> ConfigError:
+    return ConfigError(f"{file} cannot be read: `robuq doctor --fix` sets it aside, a sweep makes it anew")
 
 
 def _digest(record: RunRecord | SearchRecord) -> str:
-    return hashlib.sha256(record.to_json().encode()).hexdigest()[:16]
+    return _text_digest(record.to_json())
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _server(uri: str) -> str:
-    """A URI may hold a password: what is written down is its hash."""
-    return hashlib.sha256(uri.encode()).hexdigest()[:16]
+    """What is written down of a URI: its hash, without the password it may hold, which a hash could be searched for."""
+    return hashlib.sha256(redacted(uri).encode()).hexdigest()[:16]
 
 
 def _known(records: list[RunRecord]) -> str:

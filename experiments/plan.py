@@ -22,25 +22,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isfile  # unlike Path's, it takes names that no file can have
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from experiments.overrides import apply_override, parse_settings
-from experiments.plan_yaml import read_yaml
+from experiments.plan_yaml import read_mapping
 from experiments.points import MACROS, MAX_POINTS, Ablation, Axes, Point, expand
 from experiments.presets import SENSITIVITY, preset
 from robuq.config import Config, ConfigError, RunConfig, did_you_mean
-from robuq.config.run import Seed
+from robuq.config.base import Seed
+from robuq.config.run import MAX_NAME
+from robuq.messages import lines_shown_as_written
 from robuq.variants import ampn, variant
 
 PLANS = Path(__file__).parent / "plans"
 DEFAULT_ACT_BITS = 2
+MAX_ENTRIES = 1000  # of include, and of exclude
 SINGLE = "single"  # the plan of runs that no plan asked for
 LISTS = ("seeds", "pretrain_seeds", "grid", "zip")  # a single value given for these is a list of one
 
-Seeds = Annotated[list[Seed], Field(min_length=1)]
+Description = Annotated[str, Field(max_length=20_000), AfterValidator(lines_shown_as_written)]
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=MAX_POINTS)]
+Entries = Annotated[list[dict[str, Any]], Field(max_length=MAX_ENTRIES)]
 
 
 class ReportSettings(Config):
@@ -53,13 +59,13 @@ class PlanFile(Config):
     """The file's content, before it is expanded."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-    description: str = ""
+    description: Description = ""
     preset: str = "digits"
     base: dict[str, Any] = {}
     grid: Axes = {}
     zip: Axes = {}
-    include: list[dict[str, Any]] = []
-    exclude: list[dict[str, Any]] = []
+    include: Entries = []
+    exclude: Entries = []
     ablate: Ablation | None = None
     seeds: Seeds = [0]
     pretrain_seeds: Seeds | None = None
@@ -87,12 +93,12 @@ def find_plan(file: str | Path) -> Path:
         ConfigError: there is no such file.
     """
     path = Path(file)
-    if path.is_file():
+    if isfile(path):
         return path
     packaged = PLANS / f"{path.stem}.yaml"
-    if path.suffix in ("", ".yaml") and len(path.parts) == 1 and packaged.is_file():
+    if path.suffix in ("", ".yaml") and len(path.parts) == 1 and isfile(packaged):
         return packaged
-    raise ConfigError(f"no plan {str(file)!r}{did_you_mean(path.stem, packaged_plans())}")
+    raise ConfigError(f"no plan {str(file)!r:.200}{did_you_mean(path.stem[:MAX_NAME], packaged_plans())}")
 
 
 def load_plan(file: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Plan:
@@ -103,12 +109,7 @@ def load_plan(file: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (
     """
     path = find_plan(file)
     forced = dict(overrides) if isinstance(overrides, Mapping) else parse_settings(list(overrides))
-    try:
-        content = read_yaml(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path.name}: a plan is a mapping with at least a name, got {type(content).__name__}")
+    content = read_mapping(path, "a plan")
     try:
         return build_plan(content, forced)
     except ConfigError as error:
@@ -128,7 +129,7 @@ def build_plan(content: Mapping[str, Any], forced: Mapping[str, Any] | None = No
     if len(points) * len(plan.seeds) > MAX_POINTS:
         raise ConfigError(f"{len(points)} points x {len(plan.seeds)} seeds are more than {MAX_POINTS} runs")
     rows = [_row(plan, point, run_overrides) for point in points]
-    runs = [row.updated(seed=seed, pretrain_seed=_pretrain_seed(plan, seed)) for seed in plan.seeds for row in rows]
+    runs = [row.with_seeds(seed, _pretrain_seed(plan, seed)) for seed in plan.seeds for row in rows]
     return Plan(plan.name, plan.description, _distinct(runs), plan.report)
 
 

@@ -7,6 +7,7 @@ plan needs them, and nested aliases grow without bound), and so are repeated key
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ from robuq.config import ConfigError
 
 MAX_CHARACTERS = 200_000
 MAX_DEPTH = 30
+MAX_DIGITS = 400
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,6 +35,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MAX_DIGITS:
+            problem = f"a number of {len(node.value)} digits, at most {MAX_DIGITS} are read"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return int(node.value)
 
     def construct_float(self, node: yaml.ScalarNode) -> float:
@@ -55,6 +60,19 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
 
 
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Of a file. Raises ConfigError: not readable, not YAML, or no mapping. `what`: "a plan"."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name}: cannot be read: {error}") from None
+    content = read_yaml(text, path.name)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name}: {what} is a mapping with at least a name, got {type(content).__name__}")
+    return content
+
+
 def read_yaml(text: str, where: str) -> Any:
     """The plain data in `text`.
 
@@ -62,7 +80,7 @@ def read_yaml(text: str, where: str) -> Any:
         ConfigError: one line with `where` and the line number.
     """
     if len(text) > MAX_CHARACTERS:
-        raise ConfigError(f"{where}: {len(text)} characters, at most {MAX_CHARACTERS} are read")
+        raise ConfigError(f"{where}: more than {MAX_CHARACTERS} characters, which is the most that is read")
     try:
         _refuse_the_unneeded(text)
         return yaml.load(text, Loader=_Loader)

@@ -80,11 +80,20 @@ def expand(
     """
     main: list[Point] = []
     if grid or zipped or ablate or not include:
-        rows = _product(grid, _lockstep(zipped, grid))
+        rows, switches = _product(grid, _lockstep(zipped, grid)), _ablations(ablate)
+        _check_count(len(rows) * len(switches))
         covered = frozenset(zipped)
-        main = [Point(row, covered, *switches) for row in rows for switches in _ablations(ablate)]
+        main = [Point(row, covered, *switch) for row in rows for switch in switches]
         main = [point for point in main if not any(_matches(point.settings, rule) for rule in exclude)]
-    return main + [point for entry in include for point in _included(entry)]
+    for entry in include:
+        main += _included(entry)
+        _check_count(len(main))
+    return main
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_POINTS:
+        raise ConfigError(f"the plan has {count} points or more, at most {MAX_POINTS} are allowed")
 
 
 def _lockstep(zipped: Axes, grid: Axes) -> list[dict[str, Any]]:

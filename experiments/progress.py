@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.executors import Outcome
+from experiments.attempts import Outcome
 from experiments.launch import JobEnd, Observer, Sweep
 from robuq.config import RunConfig
 from robuq.stages import Stage, StageStore
@@ -38,11 +39,14 @@ def run_title(run: RunConfig) -> str:
 
 def stage_titles(sweep: Sweep) -> dict[str, str]:
     """{stage id: the run it belongs to, or how many share it}."""
-    users: dict[str, list[str]] = {}
+    users: Counter[str] = Counter()
+    first: dict[str, str] = {}
     for job in list(sweep.jobs):
+        title = run_title(job.run)
         for stage in job.stages:
-            users.setdefault(stage.id, []).append(run_title(job.run))
-    return {name: runs[0] if len(runs) == 1 else f"shared by {len(runs)} runs" for name, runs in users.items()}
+            users[stage.id] += 1
+            first.setdefault(stage.id, title)
+    return {name: first[name] if count == 1 else f"shared by {count} runs" for name, count in users.items()}
 
 
 class StageTitles:
@@ -82,17 +86,18 @@ class PlainDisplay:
 
     def stage_ended(self, outcome: Outcome) -> None:
         stage, sweep = outcome.stage, self._sweep
-        done = sum(status == "done" for status in sweep.status.values())
         word = {
             "done": "done",
             "failed": f"FAILED ({outcome.reason})",
             "lost": "lost its worker, is tried again",
             "damaged": f"is tried again ({outcome.reason})",
             "stopped": "stopped, can be continued",
+            "halted": "halted, can be continued",
         }
         left = duration(sweep.seconds_left(self._workers))
         took = duration(sweep.took[stage.id])
         title = f"{stage.kind} {self._titles[stage.id]}"
+        done = sweep.counts["done"]
         self._line(f"[{done}/{len(sweep.stages)} stages] {title}: {word[outcome.status]} in {took}, about {left} left")
 
     def job_ended(self, end: JobEnd) -> None:
@@ -101,7 +106,7 @@ class PlainDisplay:
         self._line(f"[{self._ended}/{len(self._sweep.jobs)} runs] {run_title(end.job.run)}: {how}")
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.out(text, highlight=False)
 
 
 class LiveDisplay:
@@ -153,7 +158,7 @@ class LiveDisplay:
 
     def _summary(self) -> Text:
         sweep = self._sweep
-        counts = {word: sum(s == word for s in list(sweep.status.values())) for word in ("done", "failed")}
+        counts = sweep.counts
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
         return Text(
             f"stages {counts['done']}/{len(sweep.stages)} done{failed}; runs {self._ended}/{len(sweep.jobs)}; "

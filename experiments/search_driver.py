@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.executors import Outcome
+from experiments.attempts import Outcome
 from experiments.launch import Job, JobEnd
 from experiments.search_file import Search
 from experiments.search_problem import Prices, evaluation_job, own_stages, value_of

@@ -18,17 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isfile  # unlike Path's, it takes names that no file can have
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from experiments.overrides import apply_override, parse_settings
-from experiments.plan import DEFAULT_ACT_BITS, SINGLE, build_plan, find_plan
-from experiments.plan_yaml import read_yaml
+from experiments.plan import DEFAULT_ACT_BITS, SINGLE, Description, build_plan, find_plan
+from experiments.plan_yaml import read_mapping
 from experiments.presets import SENSITIVITY
 from robuq.config import AmpnConfig, BitAllocation, Budget, Config, ConfigError, RunConfig, SearchConfig, did_you_mean
-from robuq.config.run import Seed
+from robuq.config.base import Seed
+from robuq.config.run import MAX_NAME
 
 SEARCHES = Path(__file__).parent / "searches"
 DEFAULT_VARIANT = "robuq"
@@ -40,14 +42,14 @@ class SearchFile(Config):
     """The file's content."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-    description: str = ""
+    description: Description = ""
     preset: str = "digits"
     base: dict[str, Any] = {}
     seed: Seed = 0
     pretrain_seed: Seed | None = None
     ampn: dict[str, Any] = {}
     search: SearchConfig
-    predictors: list[dict[str, Any]] = []
+    predictors: Annotated[list[dict[str, Any]], Field(max_length=100)] = []
     confirm_longer: bool = False
 
 
@@ -82,12 +84,12 @@ def find_search(file: str | Path) -> Path:
         ConfigError: there is no such file.
     """
     path = Path(file)
-    if path.is_file():
+    if isfile(path):
         return path
     packaged = SEARCHES / f"{path.stem}.yaml"
-    if path.suffix in ("", ".yaml") and path.parts[:-1] in ((), (SEARCHES.name,)) and packaged.is_file():
+    if path.suffix in ("", ".yaml") and path.parts[:-1] in ((), (SEARCHES.name,)) and isfile(packaged):
         return packaged
-    raise ConfigError(f"no search {str(file)!r}{did_you_mean(path.stem, packaged_searches())}")
+    raise ConfigError(f"no search {str(file)!r:.200}{did_you_mean(path.stem[:MAX_NAME], packaged_searches())}")
 
 
 def is_search(file: str | Path) -> bool:
@@ -96,7 +98,7 @@ def is_search(file: str | Path) -> bool:
         path = find_plan(file)
     except ConfigError:
         path = SEARCHES / f"{Path(file).stem}.yaml"
-        return Path(file).parts[:-1] in ((), (SEARCHES.name,)) and path.is_file()
+        return Path(file).parts[:-1] in ((), (SEARCHES.name,)) and isfile(path)
     return "search" in read_mapping(path, "a plan")
 
 
@@ -114,17 +116,6 @@ def load_search(file: str | Path, overrides: Sequence[str] = ()) -> Search:
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(path.name) else f"{path.name}: {text}") from None
-
-
-def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Raises ConfigError: not readable, not YAML, or no mapping."""
-    try:
-        content = read_yaml(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path.name}: {what} is a mapping with at least a name, got {type(content).__name__}")
-    return content
 
 
 def build_search(content: Mapping[str, Any], forced: Mapping[str, Any] | None = None) -> Search:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.text import Text
 
-from experiments.executors import Outcome
+from experiments.attempts import Outcome
 from experiments.launch import JobEnd, Sweep
 from experiments.progress import Display, LiveDisplay, PlainDisplay, duration
 from experiments.search_driver import SearchDriver

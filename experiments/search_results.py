@@ -171,11 +171,11 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 def with_times(record: SearchRecord, known: SearchRecord | None, finished: float) -> SearchRecord:
     """The record with its time of finishing, or the known one where it says the same: a search that is run again after
-    its end changes nothing."""
+    its end changes nothing. A clock that was set back in between makes no search end before it began."""
     timeless = {"git", "versions", "started", "finished", "seconds"}
     if known is not None and known.finished and _plain(record, timeless) == _plain(known, timeless):
         return known
-    return record.updated(finished=finished)
+    return record.updated(finished=max(finished, record.started) if finished else finished)
 
 
 def _plain(record: SearchRecord, without: set[str]) -> dict[str, Any]:

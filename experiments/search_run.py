@@ -31,7 +31,7 @@ from experiments.search_progress import SearchState, search_display
 from experiments.search_results import SearchResults, with_times
 from robuq.ampn.allocate import allocate, uniform
 from robuq.ampn.problem import Bits, Problem
-from robuq.ampn.search import BitSearch
+from robuq.ampn.search import BitSearch, study_errors
 from robuq.config import Allocator, RunConfig
 from robuq.data.fingerprint import data_fingerprint
 from robuq.record.search_record import SearchRecord
@@ -69,6 +69,14 @@ class SearchRun:
         self._confirmed = dict(known.confirmed) if known is not None else {}
 
     def __call__(self) -> SearchEnd:
+        """
+        Raises:
+            StorageFault: the disk, or the study's database, does not take what is written.
+        """
+        with study_errors(self._search.config.storage):
+            return self._searched()
+
+    def _searched(self) -> SearchEnd:
         jobs = self._sensitivity_jobs()
         ends = self._launched(jobs, lambda end: None)
         if any(end.failure for end in ends):

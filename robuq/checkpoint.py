@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from robuq.plain_json import read_mapping
 from robuq.stages import sha256
 
 KEEP = 2
@@ -47,11 +48,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest intact checkpoint, on the CPU; None where there is none."""
+def latest_checkpoint(folder: Path, fits: Callable[[Checkpoint], bool] = lambda _: True) -> Checkpoint | None:
+    """The newest intact checkpoint that `fits`, on the CPU; None where there is none."""
     for seal in _seals(folder):
         checkpoint = _read(seal)
-        if checkpoint is not None:
+        if checkpoint is not None and fits(checkpoint):
             return checkpoint
         log.warning("%s is damaged: using the checkpoint before it", seal.with_suffix(".safetensors").name)
     return None
@@ -65,10 +66,10 @@ def _seals(folder: Path) -> list[Path]:
 def _read(seal: Path) -> Checkpoint | None:
     tensors_file = seal.with_suffix(".safetensors")
     try:
-        content = json.loads(seal.read_text())
+        content = read_mapping(seal)
     except ValueError:
         return None
-    if not isinstance(content, dict) or content.pop("seal", None) != _digest(content):
+    if content.pop("seal", None) != _digest(content):
         return None
     if not tensors_file.is_file() or sha256(tensors_file) != content["sha256"]:
         return None

@@ -19,10 +19,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from robuq.config import BitAllocation, RunConfig
+from robuq.plain_json import read_mapping
 
 CODE_EPOCH = 2  # raise when a change alters numbers; CHANGELOG says so under "numbers changed"
 
@@ -61,13 +63,29 @@ def make_stage(kind: str, config: Mapping[str, Any], data: str, inputs: Mapping[
     return Stage(kind, hashlib.sha256(text.encode()).hexdigest()[:16], config, parents)
 
 
-def stages_of(run: RunConfig, data: str) -> tuple[Stage, ...]:
-    """The run's stages in dependency order; the last one is its evaluation.
+class PlainRuns:
+    """Runs as plain data, which those that share their parts share, too: the rows of a plan over its seeds."""
+
+    PARTS = tuple(name for name in RunConfig.model_fields if name not in ("variant", "seed", "pretrain_seed"))
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[RunConfig, dict[str, Any]]] = {}
+
+    def of(self, run: RunConfig) -> dict[str, Any]:
+        parts = tuple(id(getattr(run, name)) for name in self.PARTS)
+        if parts not in self._known:
+            self._known[parts] = run, run.model_dump(mode="json")  # the run keeps its parts from being replaced
+        own = {"variant": run.variant, "seed": run.seed, "pretrain_seed": run.pretrain_seed}
+        return {**self._known[parts][1], **own}
+
+
+def stages_of(run: RunConfig, data: str, plain: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
+    """The run's stages in dependency order; the last one is its evaluation. `plain`: the run as `PlainRuns` has it.
 
     Without AMPN: features, full_precision, qat, evaluate. With it, its bits are found on the way: warm_up, sensitivity
     and allocate come before qat, which starts from the full-precision network all the same.
     """
-    parts = _Parts(run, data)
+    parts = _Parts(run, data, plain)
     features = parts.stage("features", {"features": parts.of["evaluation"]["features"]})
     found = parts.allocate() if run.ampn else ()
     decided = {"allocate": found[-1]} if found else {}
@@ -101,8 +119,8 @@ def warmed_probe_stages(run: RunConfig, allocation: BitAllocation, data: str) ->
 class _Parts:
     """A run's configuration, cut into what each of its stages depends on."""
 
-    def __init__(self, run: RunConfig, data: str) -> None:
-        self.of = run.model_dump(mode="json")
+    def __init__(self, run: RunConfig, data: str, plain: Mapping[str, Any] | None = None) -> None:
+        self.of = run.model_dump(mode="json") if plain is None else plain
         self._data = data
         self.network = self.named("model", "diffusion")
         pretraining = {**self.network, "train": self.of["pretrain"], "seed": run.pretrain_seed}
@@ -122,7 +140,7 @@ class _Parts:
     def allocate(self) -> tuple[Stage, Stage, Stage]:
         """warm_up, sensitivity, allocate"""
         ampn = dict(self.of["ampn"])
-        measured = ampn.pop("sensitivity")
+        measured = dict(ampn.pop("sensitivity"))
         steps, width = measured.pop("warm_up_steps"), {"allocation": None}
         warmed = {**self.quantization(steps=steps, telemetry_every=0), **width}
         warm_up = self.stage("warm_up", warmed, full_precision=self.full_precision)
@@ -219,18 +237,11 @@ class StageStore:
 
     def failure(self, stage: Stage) -> dict[str, Any] | None:
         """`{"reason": ..., "error": ...}` of the last attempt that failed, if the stage is not done."""
-        file = self.work_folder(stage) / "failure.json"
-        failure: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
-        return failure
+        return _readable(self.work_folder(stage) / "failure.json")
 
     def progress(self, stage: Stage) -> dict[str, Any] | None:
         """What the attempt under way last said of itself (see `ProgressFile`)."""
-        file = self.work_folder(stage) / ProgressFile.NAME
-        try:
-            progress: dict[str, Any] = json.loads(file.read_text())
-        except FileNotFoundError:
-            return None
-        return progress
+        return _readable(self.work_folder(stage) / ProgressFile.NAME)
 
     @contextmanager
     def locked(self, stage_id: str) -> Iterator[None]:
@@ -264,6 +275,14 @@ class StageStore:
         return final
 
 
+def _readable(file: Path) -> dict[str, Any] | None:
+    """A JSON file of a working folder; None where it is not there, or damaged. It can be missed."""
+    try:
+        return read_mapping(file)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _sealed(result: Mapping[str, Any], work: Path) -> dict[str, Any]:
     """The result with the seals of all files that stay."""
     going = {file for pattern in LEFTOVERS for file in work.glob(pattern)} | {work / "result.json"}
@@ -276,10 +295,8 @@ def _sealed(result: Mapping[str, Any], work: Path) -> dict[str, Any]:
 def _sealed_files(file: Path) -> dict[str, list[Any]] | str:
     """{file: [bytes, SHA-256]} of a result.json, or what is wrong with it."""
     try:
-        content = json.loads(file.read_text())
+        content = read_mapping(file)
     except (OSError, ValueError):
-        return "result.json cannot be read"
-    if not isinstance(content, dict):
         return "result.json cannot be read"
     if not {FILES, SEAL} & content.keys():
         return {}  # of a version that knew no seals: nothing can be said against it
@@ -290,7 +307,7 @@ def _sealed_files(file: Path) -> dict[str, list[Any]] | str:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _problem(file: Path, seal: list[Any], thorough: bool) -> str | None:
@@ -314,7 +331,8 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def _remove_leftovers(final: Path) -> None:
-    for leftover in (file for pattern in LEFTOVERS for file in final.glob(pattern)):
+    names = [name for name in os.listdir(final) if any(fnmatchcase(name, pattern) for pattern in LEFTOVERS)]
+    for leftover in (final / name for name in names):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
@@ -334,11 +352,17 @@ class ProgressFile:
             return
         self._written = now
         speed = (step - self._first) / max(now - self._begun, 1e-9)
-        write_json(self._file, {**self._fixed, "step": step, "loss": loss, "steps_per_second": round(speed, 3)})
+        shown = {**self._fixed, "step": step, "loss": loss, "steps_per_second": round(speed, 3)}
+        write_json(self._file, shown, durable=False)
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Whole or not at all: written beside and renamed."""
+def write_json(file: Path, value: Any, durable: bool = True) -> None:
+    """Whole or not at all: written beside and renamed; `durable`: also if the machine loses its power."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
     os.replace(temporary, file)

@@ -13,8 +13,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from robuq.stopping import Stopped, stop_requested
 from robuq.telemetry import LayerTelemetry
 
 HISTORY, LAYERS, TIMING = "history.jsonl", "layers.jsonl", "timing.jsonl"
+ROWS = "rows"  # in a checkpoint: the seals of these files
 
 
 @dataclass(frozen=True)
@@ -153,16 +155,48 @@ class RowFile:
             stream.write("".join(lines))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows: a last line that was cut off is not one."""
-        text = self.file.read_text() if self.file.is_file() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        """Up to the first line that is not one: the last where it was cut off, or one that is damaged."""
+        lines = self._content().splitlines(keepends=True)
+        return list(takewhile(bool, (_row(line) for line in lines)))
 
     def keep_until(self, step: int) -> None:
         """Drop what was written after the checkpoint of `step`; it is about to be written again."""
         rows = [row for row in self.rows() if row["step"] <= step]
+        self._replace("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def seal(self) -> tuple[int, str]:
+        """(bytes, SHA-256) of all rows, once they are on the disk."""
+        if self.file.is_file():
+            with self.file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        content = self._content()
+        return len(content), hashlib.sha256(content).hexdigest()
+
+    def has(self, seal: Sequence[Any]) -> bool:
+        """Whether the rows that were sealed are still there, as they were."""
+        size, digest = int(seal[0]), str(seal[1])
+        return hashlib.sha256(self._content()[:size]).hexdigest() == digest
+
+    def cut(self, seal: Sequence[Any]) -> None:
+        """Drop what was written after the seal."""
+        self._replace(self._content()[: seal[0]])
+
+    def _content(self) -> bytes:
+        return self.file.read_bytes() if self.file.is_file() else b""
+
+    def _replace(self, content: bytes) -> None:
         temporary = self.file.with_name(f".{self.file.name}")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.write_bytes(content)
         os.replace(temporary, self.file)
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """Empty where the line is no whole row."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else {}
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else {}
 
 
 class _Run:
@@ -189,6 +223,7 @@ class _Run:
         self.window = torch.zeros(2, device=device)  # sums of loss and gradient norm since the last logged step
         self.loss: float | None = None
         self.history, self.layers, self.timing = (RowFile(work / name) for name in (HISTORY, LAYERS, TIMING))
+        self._row_files = (self.history, self.layers, self.timing)
         self.logged = 0  # step of the last logged row
         self.earlier_seconds, self._begun = 0.0, time.perf_counter()
         self._window_begun, self._window_first = self._begun, 0
@@ -232,14 +267,20 @@ class _Run:
                 self.layers.append(*self.telemetry.measure(self.model, done))
 
     def resume(self) -> int:
-        """Take up the newest intact checkpoint; returns the number of updates done."""
-        checkpoint = latest_checkpoint(self.work)
+        """Take up the newest intact checkpoint whose rows are intact, too; returns the number of updates done."""
+        checkpoint = latest_checkpoint(self.work, self._has_rows_of)
         step = -1 if checkpoint is None else checkpoint.step
-        for rows in (self.history, self.layers, self.timing):
-            rows.keep_until(step)
+        seals = {} if checkpoint is None else checkpoint.values.get(ROWS, {})
+        for rows in self._row_files:
+            rows.cut(seals[rows.file.name]) if seals else rows.keep_until(step)
         if checkpoint is not None:
             self._restore(checkpoint)
         return max(step, 0)
+
+    def _has_rows_of(self, checkpoint: Checkpoint) -> bool:
+        """Checkpoints from before rows were sealed are taken as they are."""
+        seals = checkpoint.values.get(ROWS, {})
+        return all(rows.has(seals[rows.file.name]) for rows in self._row_files if seals)
 
     def seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self._begun
@@ -266,6 +307,7 @@ class _Run:
         if not all(bool(norm.isfinite()) for norm in torch._foreach_norm(self.parameters)):
             raise TrainingDiverged(done, "a parameter is not finite")
         values = {"identity": self.identity, "logged": self.logged, "loss": self.loss, "seconds": self.seconds()}
+        values[ROWS] = {rows.file.name: rows.seal() for rows in self._row_files}
         save_checkpoint(self.work, Checkpoint(done, self._tensors(), values))
 
     def _tensors(self) -> dict[str, Tensor]:

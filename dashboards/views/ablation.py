@@ -34,7 +34,7 @@ def page(settings: Settings) -> None:
     if not names:
         show.empty("No run is recorded yet.", settings.command("sweep smoke"))
         return
-    plan = choice("Plan", names, "plan")
+    plan = choice("Plan", names, "plan", settings.default_of(names))
     rows = cells(plan_runs(settings.source, plan))
     if len(rows) < 2:
         show.empty("Two methods with finished runs are needed.", settings.command(f"sweep {plan}"))

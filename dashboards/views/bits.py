@@ -19,6 +19,7 @@ from dashboards.cached import kept, plan_names, plan_records, search_names, sear
 from dashboards.controls import choice, number
 from dashboards.settings import Settings
 
+MEANS = ("layers", "macs", "elements")  # columns of mean bits
 BITS, BOPS = 0.05, 60  # step of the slider in bits; steps of the slider in bit operations
 
 
@@ -40,7 +41,9 @@ def page(settings: Settings) -> None:
         what = "No sensitivity is recorded yet: a plan with the variant `robuq` measures one, and so does a search."
         show.empty(what, settings.command("sweep smoke"), settings.command("search smoke"))
         return
-    one = _load(settings, *found[choice("Sensitivity of", list(found), "of")])
+    plan = settings.default_of([name for name, _ in found.values()])
+    first = next((title for title, (name, _) in found.items() if name == plan), None)
+    one = _load(settings, *found[choice("Sensitivity of", list(found), "of", first)])
     if one.allocation:
         _allocation(settings, one)
     _budget(settings, one)
@@ -100,8 +103,15 @@ def _budget(settings: Settings, one: Recorded) -> None:
     caption = "Solved anew for this budget: the least predicted damage there is, and one width for all."
     data = found.bits
     show.picture(draw("budget", lambda: (bits_figure(data), data, caption)))
-    show.numbers(found.summary, "budget_summary", "Predicted damage and cost of each allocation within the budget")
     unit = UNITS[measure][1]
+    columns = {
+        "damage": st.column_config.NumberColumn(f"damage ({unit})", format="%.5f"),
+        "cost": st.column_config.NumberColumn("cost", format="%.4g"),
+        **{f"bits_{by}": st.column_config.NumberColumn(f"bits by {WEIGHTINGS[by]}", format="%.2f") for by in MEANS},
+        "proven": "proven best",
+    }
+    text = "Predicted damage and cost of each allocation within the budget"
+    show.numbers(found.summary, "budget_summary", text, **columns)
     what = ("curve", one.name, weights, measure)
     curve = kept(settings.source, one.plan, what, lambda: curve_data(one.table, one.config, weights, measure))
     text = "Sum over layers of the measured damage of their bits; the vertical line is the budget above."

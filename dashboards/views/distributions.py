@@ -35,7 +35,7 @@ def page(settings: Settings) -> None:
         show.empty("No finished run has recorded tokens yet.", settings.command("sweep smoke"))
         return
     with st.container(border=True):
-        plan = choice("Plan", list(found), "plan")
+        plan = choice("Plan", list(found), "plan", settings.default_of(list(found)))
         runs = found[plan]
         run = runs[choice("Run", list(runs), "run")]
         if pd.notna(run[FULL]):

@@ -22,7 +22,7 @@ def page(settings: Settings) -> None:
         return
     left, right = st.columns(2)
     with left:
-        plan = choice("Plan", [*names, ALL], "plan")
+        plan = choice("Plan", [*names, ALL], "plan", settings.default_of(names))
     shown = names if plan == ALL else [plan]
     runs = pd.concat([plan_runs(settings.source, name) for name in shown], ignore_index=True)
     done = filtered(runs)

@@ -25,7 +25,7 @@ def page(settings: Settings) -> None:
     if not plans:
         show.empty("No finished run has recorded images yet.", settings.command("sweep smoke"))
         return
-    plan = choice("Plan", plans, "plan")
+    plan = choice("Plan", plans, "plan", settings.default_of(plans))
     source, runs = settings.source, plan_runs(settings.source, plan)
     data: Any = kept(source, plan, ("samples",), lambda: samples_data(runs, opener(source)))
     columns = columns_of(data)

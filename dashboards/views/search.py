@@ -1,4 +1,4 @@
-"""Search: its history, its front, and what its cheap rungs are worth; also while it is under way."""
+"""Search: its history, its front, its parameters, and what its cheap rungs are worth; also while it is under way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from analysis.pictures import Picture, draw
 from analysis.recorded import summary_of, tracking_page
 from analysis.search_figures import TITLES, search_figures
 from analysis.search_report import SEED
+from analysis.study_page import study_page
 from dashboards import show
 from dashboards.cached import kept, search_names, search_record
 from dashboards.controls import choice
@@ -41,7 +42,7 @@ def page(settings: Settings) -> None:
         show.picture(shown)
     st.subheader("Evaluations")
     show.numbers(evaluations_data(record), "evaluations", "Every evaluation of the search with its bits")
-    _elsewhere(settings, name)
+    _elsewhere(settings, record)
 
 
 def _drawn(record: Any) -> dict[str, Picture]:
@@ -50,12 +51,26 @@ def _drawn(record: Any) -> dict[str, Picture]:
     return {name: draw(name, lambda one=one: one) for name, one in built.items()}  # type: ignore[misc]
 
 
-def _elsewhere(settings: Settings, name: str) -> None:
+def _elsewhere(settings: Settings, record: Any) -> None:
+    """Optuna's and MLflow's own pages: a command that opens them, and a link where one is open."""
     st.subheader("Elsewhere")
-    if settings.source.folder is not None:
-        st.write("Optuna's own dashboard, with the importance of each parameter:")
-        st.code(f"optuna-dashboard {settings.source.folder}/searches/{name}/study.journal", language="bash")
+    st.write("Optuna's own dashboard, with every trial of the study:")
+    if address := study_page(record.name):
+        st.link_button("Open the study in Optuna's dashboard", address)
+    show.copied(f"optuna-dashboard {_storage(settings, record)}")
+    st.write("MLflow's own pages, with every run and file:")
     if address := tracking_page(settings.source):
-        st.link_button("The tracking server", address)
+        st.link_button("Open the tracking server", address)
+    elif settings.folder is not None:
+        show.copied(f"mlflow ui --backend-store-uri sqlite:///{settings.path('mlflow.db')}")
     else:
-        st.code(f"mlflow ui --backend-store-uri {settings.source.name}", language="bash")
+        show.copied("mlflow ui --backend-store-uri URI")
+
+
+def _storage(settings: Settings, record: Any) -> str:
+    """Of the study: a database where the search names one, a file beside its record where it does not."""
+    if record.search.get("storage"):
+        return str(record.search["storage"])
+    if settings.folder is None:
+        return f"DIR/searches/{record.name}/study.journal"
+    return settings.path("searches", record.name, "study.journal")

@@ -15,6 +15,7 @@ from dashboards.settings import Settings
 
 EVERY = 2  # seconds
 QUIET = 60  # seconds after which a stage that says nothing is pointed out
+FIRST = ("started", "failed", "waiting", "finished")  # the table's order: what happens now is in sight
 ORDER = (
     "variant",
     "label",
@@ -24,6 +25,7 @@ ORDER = (
     "progress",
     "steps_per_second",
     "left",
+    "silent",
     "loss",
     "failure",
     "stages_done",
@@ -59,14 +61,17 @@ def _live(settings: Settings, plan: str) -> None:
         for state, count in counts.items():
             st.metric(state, count)
         done = counts["finished"] + counts["failed"] == len(runs)
-        st.metric("time left, about", "none" if done else _duration(seconds_left(settings.plans[plan], root)))
+        st.metric(
+            "time left, about", "none" if done else _duration(seconds_left(settings.plans[plan], root)) or "unknown"
+        )
     st.progress(counts["finished"] / max(len(runs), 1), f"{counts['finished']} of {len(runs)} runs finished")
     if not counts["finished"] and not counts["started"] and not counts["failed"]:
         show.empty("Nothing of this plan has begun.", settings.command(f"sweep {plan}"))
     _failures(runs)
     _quiet(runs, settings.command(f"sweep {plan}"))
     st.subheader("Runs")
-    _table(runs, f"{plan}_runs", "State of each run of the plan, with the stage it is at")
+    at_work_first = runs.sort_values("state", key=lambda states: states.map(FIRST.index), kind="stable")
+    _table(at_work_first, f"{plan}_runs", "State of each run of the plan, with the stage it is at")
 
 
 def _failures(runs: pd.DataFrame) -> None:
@@ -80,12 +85,14 @@ def _quiet(runs: pd.DataFrame, command: str) -> None:
     if len(quiet):
         longest = _duration(float(quiet["quiet_seconds"].max()))
         st.warning(f"{len(quiet)} started runs have said nothing for up to {longest}. If no sweep is running:")
-        st.code(command, language="bash")
+        show.copied(command)
 
 
 def _table(data: pd.DataFrame, name: str, text: str) -> None:
     share = data["step"] / data["steps"]
-    shown = data.assign(progress=share, left=data["seconds_left"].map(_duration))
+    shown = data.assign(
+        progress=share, left=data["seconds_left"].map(_duration), silent=data["quiet_seconds"].map(_duration)
+    )
     shown = shown.drop(columns=["step", "steps", "seconds_left", "quiet_seconds"])
     shown = shown.loc[:, (shown.notna() & (shown != "")).any()]  # columns of what is under way, while something is
     order = [column for column in ORDER if column in shown]
@@ -94,6 +101,7 @@ def _table(data: pd.DataFrame, name: str, text: str) -> None:
         "steps_per_second": st.column_config.NumberColumn("steps/s", format="%.1f"),
         "loss": st.column_config.NumberColumn("loss", format="%.4f"),
         "left": "stage left",
+        "silent": "silent for",
         "stages_done": "stages done",
         "stages": "of",
     }
@@ -112,7 +120,7 @@ def _duration(seconds: float) -> str:
 def _unwatched(settings: Settings) -> None:
     """Without a plan nobody knows what is still to come: what is at work, and what is recorded."""
     st.info("With a plan, this page shows every run of it, also those to come:")
-    st.code(settings.command("dashboard --plan FILE"), language="bash")
+    show.copied(settings.command("dashboard --plan FILE"))
     _at_work(settings)
     source = settings.source
     names = plan_names(source)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robuq.config import AmpnConfig, BitAllocation, ConfigError, ModelConfig, PrecisionMap
 from robuq.cost import average_bits, layer_costs
+from robuq.plain_json import read_json
+
+MOST_BYTES = 1 << 24
 
 if TYPE_CHECKING:  # scipy takes a while, and readers need none of it
     from robuq.ampn.allocate import Allocation
@@ -40,7 +42,7 @@ def read_bits(file: Path) -> BitAllocation:
         ConfigError: the file cannot be read or holds no bits.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, MOST_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or "bits" not in content:

@@ -17,24 +17,27 @@ its value is not that of its nearest encoding.
 
 from __future__ import annotations
 
+import ast
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from math import isfinite
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from robuq.ampn.budgeted_space import search_space
 from robuq.ampn.policy import Parameter
@@ -42,11 +45,15 @@ from robuq.ampn.problem import Bits, Problem
 from robuq.ampn.ranking import is_among_best, pareto_front
 from robuq.ampn.search_identity import check_evaluations_grow, check_same_search, search_identity
 from robuq.config import ConfigError, SearchConfig
+from robuq.messages import redacted
+from robuq.scratch import scratch_folder
+from robuq.storage_fault import StorageFault, is_locked_out
 
 Verdict = Literal["go_on", "pruned"]
 
 STALE = 20  # duplicates in a row, after which proposals are drawn at random until one is new
 EXHAUSTED = 100  # duplicates in a row at random, after which the space has no more
+TENTH, FEWEST = 0.1, 5  # the best of the trials, that importances set apart: this share, and at least so many
 LOCK_SECONDS = 5  # after which a journal's lock is taken for a killed process's; an entry takes milliseconds
 OF_STUDY = "of the study"  # system attribute of a trial: see SamplerStudy
 STATES = {
@@ -407,7 +414,7 @@ class BitSearch:
         elif self._trials():
             raise ConfigError(f"study {self.name!r} is not a search for bits: choose another name")
         labels = {"name": self.name, "space": self.config.space, "budget": mine["budget"]}
-        digests = {"config_digest": self.config.digest(), "evaluations": self.config.evaluations}
+        digests = {"config_digest": self.config.updated(storage=None).digest(), "evaluations": self.config.evaluations}
         for key, value in {**labels, **digests, "identity": mine}.items():
             self._study.set_user_attr(key, value)
 
@@ -426,12 +433,39 @@ def _open_storage(storage: Path | str | None) -> Any:
     if storage is None:
         return InMemoryStorage()
     if isinstance(storage, str) and "://" in storage:
-        return RDBStorage(storage)
+        return _open_database(storage)
     file = Path(storage)
     file.parent.mkdir(parents=True, exist_ok=True)
     drop_half_a_record(file)
     lock = JournalFileSymlinkLock(str(file), grace_period=LOCK_SECONDS)
     return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+
+
+def _open_database(url: str) -> Any:
+    """Raises ConfigError: the URL is none, or the database's driver is not installed."""
+    try:
+        return RDBStorage(url)
+    except ImportError as error:
+        needs = error.__cause__ or error.__context__ or error
+        package = getattr(needs, "name", None) or "of its driver"
+        raise ConfigError(f"search.storage {redacted(url)} needs the package {package}: install it") from None
+    except ArgumentError:
+        raise ConfigError(f"search.storage {redacted(url)}: use postgresql://USER@HOST/NAME, or none") from None
+
+
+@contextmanager
+def study_errors(storage: str | None) -> Iterator[None]:
+    """Inside, errors of a study's database become one line, without their text: it may quote the URL's password.
+
+    Raises:
+        StorageFault: the database cannot be used now; the same search goes on once it can.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        place = redacted(storage or "")
+        why = "another program has locked it" if is_locked_out(error) else type(error.__cause__ or error).__name__
+        raise StorageFault(f"the study's database {place} is not available ({why}): look after it") from None
 
 
 def drop_half_a_record(file: Path) -> None:
@@ -455,8 +489,8 @@ def journal_states(file: Path) -> dict[str, list[str]]:
         ValueError: a record in it cannot be read.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with TemporaryDirectory(prefix="robuq-journal-") as folder:
-        copy = Path(folder) / file.name
+    with scratch_folder("journal") as folder:
+        copy = folder / file.name
         shutil.copyfile(file, copy)
         drop_half_a_record(copy)
         try:
@@ -470,6 +504,44 @@ def journal_states(file: Path) -> dict[str, list[str]]:
             }
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: a record cannot be read ({type(error).__name__})") from None
+
+
+def importances(parameters: Mapping[str, str], trials: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
+    """{parameter: share}, summing to 1: by how much its density among the best trials differs from that among all.
+
+    Best is the tenth of least value, and at least `FEWEST`. Source: PED-ANOVA (Watanabe et al., 2023), as Optuna's
+    dashboard shows it.
+
+    Args:
+        parameters: the space, as `sampler_settings` writes it: {name: distribution as text}.
+        trials: parameters and value of each; all of them have every parameter.
+
+    Raises:
+        ValueError: fewer than 2 * `FEWEST` trials, or the text of a parameter is no distribution.
+    """
+    if len(trials) < 2 * FEWEST:
+        raise ValueError(f"got {len(trials)} trials: importances need at least {2 * FEWEST}")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    distributions = {name: _distribution_of(text) for name, text in parameters.items()}
+    study = _open_study(InMemoryStorage(), "importances", objectives=1)
+    study.add_trials(
+        [create_trial(params=dict(params), distributions=distributions, value=value) for params, value in trials]
+    )
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=max(TENTH, FEWEST / len(trials)))
+    return dict(get_param_importances(study, evaluator=evaluator, params=list(distributions)))
+
+
+def _distribution_of(text: str) -> Any:
+    """From `FloatDistribution(high=8.0, log=True, low=0.125, step=None)`."""
+    known = {kind.__name__: kind for kind in (FloatDistribution, IntDistribution)}
+    try:
+        call = ast.parse(text, mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in known:
+            given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+            return known[call.func.id](**given)
+    except SyntaxError:
+        pass
+    raise ValueError(f"{text!r} is no distribution: one of {', '.join(known)} with its bounds is")
 
 
 def _settings(name: str, distributions: dict[str, Any]) -> dict[str, Any]:

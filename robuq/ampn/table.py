@@ -13,6 +13,7 @@ from pydantic import model_validator
 from scipy.stats import spearmanr
 
 from robuq.config import BLOCK_ROLES, Config, ConfigError, Measure, decision_name
+from robuq.plain_json import read_json
 
 Rows = tuple[tuple[float, ...], ...]  # (L, C): one row a decision, one column a bit-width
 
@@ -75,7 +76,7 @@ class SensitivityTable(Config):
     def load(cls, file: Path) -> Self:
         """Raises ConfigError: the file cannot be read or is no sensitivity table."""
         try:
-            values = json.loads(file.read_text())
+            values = read_json(file)
         except OSError as error:
             raise ConfigError(f"cannot read the sensitivity table {file}: {error.strerror}") from None
         except ValueError as error:

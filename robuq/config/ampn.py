@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from robuq.config.base import Config
+from robuq.config.base import MAX_BATCH, MOST, Config, Seed
 from robuq.config.quant import Bits
 
 Weighting = Literal["layers", "macs", "elements", "bops"]
@@ -26,11 +26,12 @@ class SensitivityConfig(Config):
     reference: Bits = 8  # bits of all other decisions meanwhile: high, or the budget's width
     # Updates of quantization-aware training before it, at the precision map's own width; 0: none, straight after
     # the surgery (the paper's ablation 2c).
-    warm_up_steps: Annotated[int, Field(ge=0)] = 100
-    num_images: Annotated[int, Field(ge=2)] = 96  # validation images, evenly chosen; training images if there are none
-    repeats: Annotated[int, Field(ge=1)] = 1  # noise draws per image
-    batch_size: Annotated[int, Field(ge=1)] = 96
-    seed: Annotated[int, Field(ge=0)] = 0  # of noise and timesteps
+    warm_up_steps: Annotated[int, Field(ge=0, le=MOST)] = 100
+    # Validation images, evenly chosen; training images if there are none.
+    num_images: Annotated[int, Field(ge=2, le=MOST)] = 96
+    repeats: Annotated[int, Field(ge=1, le=10_000)] = 1  # noise draws per image
+    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 96
+    seed: Seed = 0  # of noise and timesteps
 
     @model_validator(mode="after")
     def _candidates_ascend(self) -> Self:
@@ -47,7 +48,7 @@ class Budget(Config):
     linears, or of the whole network with `count_fixed` (attention, adaLN, embeddings, low-rank branches too).
     """
 
-    limit: Annotated[float, Field(gt=0)]
+    limit: Annotated[float, Field(gt=0, le=1e15)]
     weights: Weighting = "macs"
     count_fixed: bool = False
 

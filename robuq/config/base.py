@@ -5,15 +5,31 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Self
+import math
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
+
+from robuq.messages import without_secrets
+
+# Bounds are far above what is of use, and below what no machine can hold or count.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what generators take and columns of tables hold
+MOST = 10**9  # of what is counted: steps, images
+MAX_BATCH = 2**20
+MAX_WIDTH = 2**16
+MAX_DEPTH = 50  # of plain data inside plain data
+MAX_DIGITS = 400
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that says what to change."""
+
+
+def canonical_json(values: Any) -> str:
+    """Of plain data: sorted keys, no white space; equal values give equal text."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
 def did_you_mean(got: str, allowed: list[str]) -> str:
@@ -36,16 +52,18 @@ class Config(BaseModel):
         """
         try:
             text = json.dumps(values, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where or cls.__name__}: not plain data: {error}") from None
+        except (TypeError, ValueError, RecursionError):
+            problem = _not_plain(values, where) or f"{where or cls.__name__}: this is no plain data"
+            raise ConfigError(problem) from None
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ConfigError(_one_line(cls, error, where)) from None
+            odd = _not_plain(values, where) if error.errors()[0]["type"] == "json_invalid" else None
+            raise ConfigError(odd or _one_line(cls, error, where)) from None
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no white space; equal values give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return canonical_json(self.model_dump(mode="json"))
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, 64 hex digits."""
@@ -57,6 +75,33 @@ class Config(BaseModel):
         for name, value in changes.items():
             data[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
         return self.parse(data)
+
+
+def _not_plain(values: Any, where: str, depth: int = 0) -> str | None:
+    """What of `values` JSON cannot hold, in one line; None where it can hold all."""
+    if problem := _no_leaf(values, depth):
+        return f"{where or 'this'}: {problem}"
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, Mapping):
+        parts = (*((key, key) for key in values), *values.items())
+    elif isinstance(values, list | tuple):
+        parts = enumerate(values)
+    inner = ((f"{where}.{key}" if where else str(key), part) for key, part in parts)
+    return next((problem for name, part in inner if (problem := _not_plain(part, name, depth + 1))), None)
+
+
+def _no_leaf(value: Any, depth: int) -> str | None:
+    if depth > MAX_DEPTH:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"got {value}, a finite number is needed"
+    if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+        return f"got a number of more than {MAX_DIGITS} digits"
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        return f"got {value!r:.60}, which is no text: half a character is in it"
+    if value is not None and not isinstance(value, str | int | float | Mapping | list | tuple):
+        return f"got a {type(value).__name__}, plain data is needed: numbers, texts, lists and mappings"
+    return None
 
 
 def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
@@ -73,7 +118,7 @@ def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
 
 
 def _short(error: ErrorDetails) -> str:
-    text = repr(error["input"])
+    text = without_secrets(repr(error["input"]))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

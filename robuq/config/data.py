@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from robuq.config.base import Config
+from robuq.config.base import MOST, Config, Seed
+from robuq.config.model import MAX_IMAGE_SIZE
 
 
 class DataConfig(Config):
@@ -21,12 +22,12 @@ class DataConfig(Config):
 
     name: Literal["digits", "fashion_mnist", "image_folder", "latents"] = "digits"
     path: str | None = None
-    image_size: Annotated[int, Field(ge=1)] = 8
+    image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)] = 8
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25  # fraction; fashion_mnist has its own test files
     # Fraction of the training images that is set aside to choose learning rates by; 0: nothing can be tuned.
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    split_seed: Annotated[int, Field(ge=0)] = 0
-    limit: Annotated[int, Field(ge=1)] | None = None  # at most this many training images
+    split_seed: Seed = 0
+    limit: Annotated[int, Field(ge=1, le=MOST)] | None = None  # at most this many training images
 
     @model_validator(mode="after")
     def _folder_has_a_path(self) -> Self:

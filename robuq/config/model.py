@@ -6,29 +6,37 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from robuq.config.base import Config, ConfigError, did_you_mean
+from robuq.config.base import MAX_WIDTH, Config, ConfigError, did_you_mean
 
-Count = Annotated[int, Field(ge=1)]
+MAX_IMAGE_SIZE = 8192  # pixels
+MAX_NUMBERS = 2**27  # in the tokens of one image
+Count = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 
 
 class ModelConfig(Config):
     """A DiT. `num_classes=0` is unconditional. `pretrained` is a local folder in diffusers' layout."""
 
-    image_size: Count = 8  # of the model's input (the latent, for a latent model), pixels
+    # Of the model's input (the latent, for a latent model), pixels.
+    image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)] = 8
     in_channels: Count = 1
     learned_variance: bool = False  # the output has twice the channels; the second half is unused here
     patch_size: Count = 2
     width: Count = 64
-    num_layers: Count = 4
+    num_layers: Annotated[int, Field(ge=1, le=1000)] = 4
     num_heads: Count = 4
     mlp_ratio: Count = 4  # documented constant of diffusers' DiT; other values are refused
-    num_classes: Annotated[int, Field(ge=0)] = 10
+    num_classes: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     pretrained: str | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.num_tokens * self.width > MAX_NUMBERS:
+            raise ValueError(
+                f"{self.num_tokens} tokens of width {self.width} are more than {MAX_NUMBERS} numbers: "
+                "a larger patch_size makes fewer tokens"
+            )
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} is no multiple of num_heads {self.num_heads}")
         if self.mlp_ratio != 4:

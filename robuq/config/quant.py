@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from robuq.config.base import Config
+from robuq.config.base import MAX_WIDTH, Config, Seed
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 
@@ -31,8 +31,8 @@ class Transform(Config):
     """An orthogonal change of basis of a layer's input: x -> (x * d) H / sqrt(n)."""
 
     kind: TransformKind = "random_hadamard"
-    block: Annotated[int, Field(ge=2)] | None = None  # size of the blocks of block_hadamard
-    seed: Annotated[int, Field(ge=0)] = 0  # of the random signs; each layer mixes in its own name
+    block: Annotated[int, Field(ge=2, le=MAX_WIDTH)] | None = None  # size of the blocks of block_hadamard
+    seed: Seed = 0  # of the random signs; each layer mixes in its own name
 
     @model_validator(mode="after")
     def _block_goes_with_blocks(self) -> Self:
@@ -47,7 +47,7 @@ class ActQuant(Config):
     bits: Bits
     scale: ScaleRule = "gaussian"
     granularity: Granularity = "per_token"
-    group_size: Annotated[int, Field(ge=1)] | None = None
+    group_size: Annotated[int, Field(ge=1, le=4 * MAX_WIDTH)] | None = None
     mode: Literal["dynamic", "static"] = "dynamic"
     grid: Grid = "mid_rise"
     clip: Clip = "hard"
@@ -55,7 +55,7 @@ class ActQuant(Config):
     center: bool = False  # subtract the group's mean (median for mad and iqr) before scaling
     spread: Literal["mean_abs", "std"] = "mean_abs"  # how `gaussian` estimates sigma
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.9  # of |x|, for `percentile`
-    multiple: Annotated[float, Field(gt=0)] = 3.0  # clip at this many sigmas, for sigma, mad and iqr
+    multiple: Annotated[float, Field(gt=0, le=1e6)] = 3.0  # clip at this many sigmas, for sigma, mad and iqr
 
     @model_validator(mode="after")
     def _is_meaningful(self) -> Self:
@@ -86,7 +86,7 @@ class WeightQuant(Config):
     kind: WeightKind = "ternary_threshold"
     bits: Bits | None = None  # for absmax only
     granularity: Literal["per_tensor", "per_channel", "per_group"] = "per_channel"
-    group_size: Annotated[int, Field(ge=1)] | None = None
+    group_size: Annotated[int, Field(ge=1, le=4 * MAX_WIDTH)] | None = None
     threshold: Annotated[float, Field(ge=0, lt=2)] = 0.5  # ternary_threshold: tau = threshold * mean|W|
     clamp_gradient: bool = False  # clamp each weight's gradient to [-1, 1]
 
@@ -115,7 +115,7 @@ class LowRank(Config):
     because 16 of a small network's 64 dimensions would leave a quarter of the layer in full precision.
     """
 
-    rank: Annotated[int, Field(ge=1)] = 16
+    rank: Annotated[int, Field(ge=1, le=MAX_WIDTH)] = 16
     max_share: Annotated[float, Field(gt=0, le=1)] = 1 / 64
 
     def rank_of(self, out_features: int, in_features: int) -> int:
@@ -174,7 +174,7 @@ class PrecisionMap(Config):
 class BitAllocation(Config):
     """Activation bits of single decisions, over the precision map. Keys are `decision_name(...)`."""
 
-    bits: dict[str, Bits]
+    bits: Annotated[dict[str, Bits], Field(min_length=1)]
 
 
 def decision_name(block: int, role: str) -> str:

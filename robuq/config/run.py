@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from robuq.config.ampn import AmpnConfig
-from robuq.config.base import Config
+from robuq.config.base import Config, Seed
 from robuq.config.data import DataConfig
 from robuq.config.evaluation import EvalConfig
 from robuq.config.model import ModelConfig
 from robuq.config.quant import BLOCK_ROLES, BitAllocation, PrecisionMap, display_label, resolve_specs
 from robuq.config.train import CalibrationConfig, DiffusionConfig, TrainConfig
+from robuq.messages import shown_as_written
 
-Seed = Annotated[int, Field(ge=0)]
+MAX_NAME = 1000  # characters
 
 
 class RunConfig(Config):
     """`variant` is a name for people and tables; what happens is in the other fields."""
 
-    variant: str
+    variant: Annotated[str, Field(max_length=MAX_NAME), AfterValidator(shown_as_written)]
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -74,4 +75,8 @@ class RunConfig(Config):
 
     def key(self) -> str:
         """Identity of the run: everything but the display name, 16 hex digits."""
-        return self.updated(variant="").digest()[:16]
+        return self.model_copy(update={"variant": ""}).digest()[:16]
+
+    def with_seeds(self, seed: int, pretrain_seed: int) -> Self:
+        """The same run with other (valid) seeds; all else is shared, not copied."""
+        return self.model_copy(update={"seed": seed, "pretrain_seed": pretrain_seed})

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from robuq.config.ampn import Allocator
-from robuq.config.base import Config
+from robuq.config.base import MOST, Config, Seed
 
 SpaceName = Literal["policy", "block", "layer", "blind"]
 SamplerName = Literal["tpe", "nsga2", "cmaes", "random"]
@@ -19,7 +19,8 @@ Objectives = (
 class Rung(Config):
     """One fidelity: the validation loss after so many steps of training, and who goes on from it."""
 
-    steps: Annotated[int, Field(ge=0)]  # 0: the warmed-up network with these bits, untrained; n: n steps of QAT
+    # 0: the warmed-up network with these bits, untrained; n: n steps of QAT.
+    steps: Annotated[int, Field(ge=0, le=MOST)]
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the allocations seen here that goes on
 
 
@@ -28,15 +29,17 @@ class SearchConfig(Config):
 
     space: SpaceName = "policy"
     sampler: SamplerName = "tpe"
-    evaluations: Annotated[int, Field(ge=1)] = 40  # distinct allocations at the first rung, enqueued ones included
-    rungs: Annotated[tuple[Rung, ...], Field(min_length=1)] = (Rung(steps=0),)
-    prune_after: Annotated[int, Field(ge=1)] = 4  # values at a rung before one can be pruned there
+    # Distinct allocations at the first rung, enqueued ones included.
+    evaluations: Annotated[int, Field(ge=1, le=1_000_000)] = 40
+    rungs: Annotated[tuple[Rung, ...], Field(min_length=1, max_length=100)] = (Rung(steps=0),)
+    prune_after: Annotated[int, Field(ge=1, le=MOST)] = 4  # values at a rung before one can be pruned there
     objectives: Objectives = ("loss",)
     budget_range: tuple[float, float] | None = None  # limits to choose from, in the budget's unit
     enqueue: tuple[Allocator, ...] = ("uniform", "greedy", "exact", "paper")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     storage: str | None = None  # None: a journal file in the output folder; else an Optuna RDB URL
-    confirm_seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # of the runs that compare the winner with baselines
+    # Of the runs that compare the winner with baselines.
+    confirm_seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = ()
 
     @model_validator(mode="after")
     def _rungs_ascend(self) -> Self:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from robuq.config import ConfigError, DataConfig
 
+# os.path.isfile and isdir, unlike those of Path, take names that nothing can have.
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 FASHION_FILES = (
     "train-images-idx3-ubyte",
@@ -28,7 +30,7 @@ def fashion_mnist_files(config: DataConfig) -> tuple[Path, ...]:
 
 def _fashion_file(folder: Path, name: str) -> Path:
     for file in (folder / f"{name}.gz", folder / name):
-        if file.is_file():
+        if os.path.isfile(file):
             return file
     raise ConfigError(
         f"Fashion-MNIST: no {name}.gz in {folder}: run `apt-get install dataset-fashion-mnist`, "
@@ -43,10 +45,13 @@ def image_files(config: DataConfig) -> dict[str, list[Path]]:
         ConfigError: no such folder, fewer than two classes, or a class without images.
     """
     root = Path(config.path or "")
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise ConfigError(f"image folder {root} does not exist: set data.path to a folder of class folders")
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    files = {folder.name: _images_in(folder) for folder in folders}
+    try:
+        folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        files = {folder.name: _images_in(folder) for folder in folders}
+    except OSError as error:
+        raise ConfigError(f"image folder {root} cannot be read ({error.strerror}): make it readable") from None
     if not any(files.values()):
         raise ConfigError(f"no images under {root}: expected {root}/<class>/*{'|*'.join(IMAGE_SUFFIXES)}")
     if empty := [name for name, found in files.items() if not found]:
@@ -65,6 +70,6 @@ def _images_in(folder: Path) -> list[Path]:
 def latents_file(config: DataConfig) -> Path:
     """Raises ConfigError where it is missing."""
     file = Path(config.path or "")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ConfigError(f"latents file {file} does not exist: set data.path to an .npz with latents and labels")
     return file

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from robuq.config import DataConfig
+from robuq.config import ConfigError, DataConfig
 from robuq.data.files import fashion_mnist_files, image_files, latents_file
 
 # Fields that cannot change what is loaded; Fashion-MNIST brings its own held-out files.
@@ -24,12 +25,12 @@ def data_fingerprint(config: DataConfig) -> str:
     File digests are kept for the life of the process by path, size and time of change.
 
     Raises:
-        ConfigError: files are missing.
+        ConfigError: files are missing, or cannot be read.
     """
     settings = config.model_dump(mode="json", exclude=IRRELEVANT.get(config.name, {"path"}))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in _content(config):
-        digest.update(b"\0" + part.encode())
+        digest.update(b"\0" + os.fsencode(part))  # names of files may be no text
     return digest.hexdigest()[:16]
 
 
@@ -49,8 +50,11 @@ def _content(config: DataConfig) -> Iterator[str]:
 
 
 def _digest(file: Path) -> str:
-    state = file.stat()
-    return _file_digest(file.resolve(), state.st_size, state.st_mtime_ns)
+    try:
+        state = file.stat()
+        return _file_digest(file.resolve(), state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise ConfigError(f"cannot read {file} ({error.strerror}): make it readable, or remove it") from None
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robuq.config import ConfigError, DataConfig, ModelConfig
+from robuq.data.arrays import read_arrays
 from robuq.data.files import fashion_mnist_files, image_files, latents_file
 from robuq.data.idx import read_idx
 from robuq.data.pictures import read_pictures
 from robuq.data.split import Split, stratified_split, training_split
 
+MAX_CLASSES = 100_000
 FASHION_CLASSES = (
     "t-shirt",
     "trouser",
@@ -133,7 +134,9 @@ def _fashion_pair(image_file: Path, label_file: Path) -> tuple[NDArray[np.uint8]
     images, labels = read_idx(image_file), read_idx(label_file).astype(np.int64)
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
         raise ConfigError(f"{image_file}: images {images.shape} with labels {labels.shape}: not Fashion-MNIST")
-    if labels.max(initial=0) >= len(FASHION_CLASSES):
+    if not len(labels):
+        raise ConfigError(f"{label_file} holds no labels: not Fashion-MNIST")
+    if labels.max() >= len(FASHION_CLASSES):
         raise ConfigError(f"{label_file}: label {labels.max()} is above 9: not Fashion-MNIST")
     return images, labels
 
@@ -147,23 +150,23 @@ def _image_folder(config: DataConfig) -> _Whole:
 
 def _latents(config: DataConfig) -> _Whole:
     file = latents_file(config)
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            latents, labels = content["latents"], content["labels"]
-    except KeyError as error:
-        raise ConfigError(f"{file}: {error.args[0]}: it needs `latents` (N, C, H, W) and `labels` (N,)") from None
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"cannot read {file}: {error}: it must be an .npz of plain arrays") from None
+    arrays = read_arrays(file, ("latents", "labels"))
+    latents, labels = arrays["latents"], arrays["labels"]
     size = config.image_size
     if latents.ndim != 4 or latents.shape[2:] != (size, size) or len(latents) == 0:
         raise ConfigError(f"{file}: latents have shape {latents.shape}, expected (N, C, {size}, {size})")
-    if latents.dtype.kind != "f" or not np.isfinite(latents).all():
+    with np.errstate(over="ignore"):  # what is too large for float32 is not finite there
+        values = latents.astype(np.float32) if latents.dtype.kind == "f" else None
+    if values is None or not np.isfinite(values).all():
         raise ConfigError(f"{file}: latents must be finite floating-point numbers, got {latents.dtype}")
     if labels.shape != latents.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ConfigError(
             f"{file}: labels must be {len(latents)} class numbers from 0, got {labels.dtype} {labels.shape}"
         )
-    return _Whole(torch.from_numpy(latents).float(), labels.astype(np.int64), _numbered(labels))
+    if labels.max() >= MAX_CLASSES:
+        raise ConfigError(f"{file}: got label {labels.max()}, at most {MAX_CLASSES - 1} is read")
+    numbers = labels.astype(np.int64)
+    return _Whole(torch.from_numpy(values), numbers, _numbered(numbers))
 
 
 def _numbered(labels: NDArray[np.int64]) -> tuple[str, ...]:

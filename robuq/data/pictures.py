@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,9 @@ from PIL import Image
 
 from robuq.config import ConfigError
 
+FORMATS = ("PNG", "JPEG")  # of what others can do, some start programs
+MAX_PIXELS, MAX_RATIO = 2**26, 100  # of a file; of its longer side to its shorter one
+UNREADABLE = (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, EOFError, struct.error, zlib.error)
 GREY_MODES = ("1", "L", "LA")
 DEEP_MODES = ("I", "F")  # first letters of the modes with more than 8 bits a channel
 
@@ -28,22 +35,35 @@ def read_pictures(files: Sequence[Path], size: int) -> NDArray[np.uint8]:
 
 
 def _mode(file: Path) -> str:
-    try:
-        with Image.open(file) as picture:
-            mode: str = picture.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"cannot read {file}: {error}: replace or remove it") from None
+    with _opened(file) as picture:
+        mode: str = picture.mode
+        width, height = picture.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_RATIO * min(width, height):
+        raise ConfigError(f"{file} is {width} x {height}: at most {MAX_PIXELS} pixels and {MAX_RATIO} to 1 are read")
     if mode.startswith(DEEP_MODES):
         raise ConfigError(f"{file} has mode {mode!r}, more than 8 bits a channel: save it with 8 bits")
     return mode
 
 
 def _picture(file: Path, mode: str, size: int) -> NDArray[np.uint8]:
+    with _opened(file) as picture:
+        return np.asarray(centre_crop(picture.convert(mode), size))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Raises ConfigError, also where the file turns out to be damaged later."""
     try:
-        with Image.open(file) as picture:
-            return np.asarray(centre_crop(picture.convert(mode), size))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"cannot read {file}: {error}: replace or remove it") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow: what it says of large or odd files, we say or do not mind
+            with Image.open(file, formats=FORMATS) as picture:
+                yield picture
+    except UNREADABLE as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"cannot read {file} as PNG or JPEG: {error}: replace or remove it") from None
+    except Image.DecompressionBombError:
+        raise ConfigError(f"{file} has more than {MAX_PIXELS} pixels: make it smaller, or remove it") from None
 
 
 def centre_crop(picture: Image.Image, size: int) -> Image.Image:

@@ -10,8 +10,10 @@ import json
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,8 +21,11 @@ from torch.nn import functional as F
 
 from robuq.config import ConfigError, FeatureConfig
 from robuq.data.load import ImageData
+from robuq.plain_json import parse_json
 from robuq.stopping import stop_point
 
+_Size = Annotated[int, Field(ge=1, le=1_000_000)]
+_Shape = tuple[_Size, _Size, _Size]
 CHUNK = 250  # images at a time outside training; fixed, so that features depend on nothing else
 
 
@@ -153,8 +158,12 @@ def load_classifier(file: Path) -> FeatureClassifier:
         raise ConfigError(f"cannot read {file}: {error}: train the classifier again") from None
     if missing := {"image_shape", "num_classes", "config"} - header.keys():
         raise ConfigError(f"{file} is no saved classifier: its header lacks {', '.join(sorted(missing))}")
-    channels, height, width = json.loads(header["image_shape"])
-    config = FeatureConfig.parse(json.loads(header["config"]))
-    classifier = build_classifier((channels, height, width), int(header["num_classes"]), config)
-    classifier.load_state_dict(load_file(file))
+    try:
+        channels, height, width = TypeAdapter(_Shape).validate_json(header["image_shape"])
+        num_classes = TypeAdapter(_Size).validate_json(header["num_classes"])
+        config = FeatureConfig.parse(parse_json(header["config"]))
+        classifier = build_classifier((channels, height, width), num_classes, config)
+        classifier.load_state_dict(load_file(file))
+    except (ValueError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} is no saved classifier: {error}: train the classifier again") from None
     return classifier.eval()

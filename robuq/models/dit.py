@@ -22,8 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robuq.config import ConfigError, ModelConfig
+from robuq.config.model import MAX_NUMBERS
+from robuq.plain_json import read_mapping
 
 WEIGHTS = "diffusion_pytorch_model"
+MAX_JSON = 1 << 26  # bytes
+MAX_SIZE, MAX_LAYERS = 10**6, 1000
+# What reading a damaged or foreign file of weights raises: torch alone has half a dozen.
+DAMAGED = (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError, AttributeError)
 SIZES = (
     "sample_size",
     "in_channels",
@@ -263,7 +269,7 @@ def load_dit(folder: str | Path) -> DiT:
     """
     folder = _model_folder(Path(folder))
     sizes = _read_sizes(folder / "config.json")
-    state = {name: tensor.float() for name, tensor in _read_weights(folder).items()}
+    state = _in_float(_read_weights(folder), folder)
     with torch.device("meta"):  # no time and no random numbers for weights that are replaced at once
         model = DiT(**sizes)
     state = _without_copies(state)
@@ -324,6 +330,14 @@ def _check_fits(state: Mapping[str, Tensor], model: DiT, folder: Path) -> None:
             raise ValueError(f"weights in {folder}: {name} is {got}, its config.json makes it {wanted.get(name)}")
 
 
+def _in_float(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """In float32. Numbers of another kind are somebody's packed weights, or damage."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"weights in {folder}: {name} is {tensor.dtype}, floating-point numbers are needed")
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
 def _position_table(model: DiT) -> Tensor:
     """The fixed position embedding, (1, T, D): not among the saved weights."""
     side, patch = model.config.sample_size, model.patch_size
@@ -341,16 +355,38 @@ def _model_folder(folder: Path) -> Path:
 
 def _read_sizes(file: Path) -> dict[str, Any]:
     """The arguments of `DiTTransformer2DModel`; checkpoints also list those of diffusers' older classes."""
-    config = json.loads(file.read_text())
+    try:
+        config = read_mapping(file, MAX_JSON)
+    except ValueError as error:
+        raise ValueError(f"{file} is no configuration of a DiT: {error}") from None
     if missing := [name for name in SIZES if config.get(name) is None]:
         raise ValueError(f"{file} has no {missing[0]}: not the configuration of a DiT")
+    for name in SIZES:
+        least = 0 if name == "num_embeds_ada_norm" else 1
+        if type(value := config[name]) is not int or not least <= value <= MAX_SIZE:
+            raise ValueError(f"{file} has {name} {value!r:.60}: a whole number from {least} to {MAX_SIZE} is needed")
+    for name, wanted in FIXED.items():
+        if name in config and config[name] != wanted:
+            raise ValueError(f"{file}: a DiT with {name} {config[name]!r:.60}, only {wanted!r} is supported")
+    _check_sizes(config, file)
     return {name: config[name] for name in (*SIZES, *FIXED) if name in config}
+
+
+def _check_sizes(config: Mapping[str, Any], file: Path) -> None:
+    """What diffusers would build, or fail to build, without a word that helps."""
+    side, patch, layers = config["sample_size"], config["patch_size"], config["num_layers"]
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if side % patch or layers > MAX_LAYERS or width % 2 or (side // patch) ** 2 * width > MAX_NUMBERS:
+        raise ValueError(
+            f"{file}: sample_size {side}, patch_size {patch}, num_layers {layers}, width {width}: patches must fit, "
+            f"at most {MAX_LAYERS} layers, an even width, at most {MAX_NUMBERS} numbers in an image's tokens"
+        )
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder, from safetensors (one file, or shards with their index), else from a .bin file."""
     index = folder / f"{WEIGHTS}.safetensors.index.json"
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+    shards = _shards(index) if index.is_file() else []
     files = [folder / name for name in shards or [f"{WEIGHTS}.safetensors"]]
     pickled = folder / f"{WEIGHTS}.bin"
     if not (shards or files[0].is_file() or pickled.is_file()):
@@ -359,7 +395,28 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         if shards or files[0].is_file():
             return {name: tensor for file in files for name, tensor in load_file(file).items()}
         # weights_only: a pickle that wants to run code is refused.
-        state: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
-        return state
-    except (SafetensorError, UnpicklingError) as error:
-        raise ValueError(f"weights in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+        return _checked_state(torch.load(pickled, map_location="cpu", weights_only=True), pickled)
+    except DAMAGED as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"weights in {folder} cannot be read: {reason}") from error
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of files beside the index, and of nothing else."""
+    try:
+        names = sorted(set(read_mapping(index, MAX_JSON)["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of weights: it needs a weight_map of file names") from error
+    if outside or not names:
+        raise ValueError(f"{index} names {outside[0] if outside else 'nothing'!r:.200}: only .safetensors beside it")
+    return names
+
+
+def _checked_state(state: Any, file: Path) -> dict[str, Tensor]:
+    """Raises ValueError: something other than tensors by name was in the file."""
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
+        raise ValueError(f"{file.name} holds something other than tensors by name")
+    return state

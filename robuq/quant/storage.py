@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robuq.config import ConfigError, ModelConfig, QuantSpec
+from robuq.config.base import Seed
 from robuq.models import DiT, build_dit
+from robuq.plain_json import read_mapping
 from robuq.quant.surgery import quantize_
 
 WEIGHTS, META = "model.safetensors", "quantized.json"
@@ -37,9 +40,13 @@ def load_quantized(folder: Path) -> DiT:
         ConfigError: the folder does not hold a model, or its files do not belong together.
     """
     config, specs, seed = read_meta(folder)
+    _check_size(config, folder)
     # The weights come from the file: nothing is fetched again from `pretrained`, and no factorization is made.
     model = build_dit(config.updated(pretrained=None), seed=0)
-    quantize_(model, specs, seed, factorize=False)
+    try:
+        quantize_(model, specs, seed, factorize=False)
+    except ValueError as error:
+        raise ConfigError(f"{folder / META} does not fit its own model: {error}") from None
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -49,14 +56,30 @@ def load_quantized(folder: Path) -> DiT:
     return model
 
 
+def _check_size(config: ModelConfig, folder: Path) -> None:
+    """Raises ConfigError before memory is taken for a network that the weights' file cannot be of."""
+    try:
+        size = (folder / WEIGHTS).stat().st_size
+    except OSError as error:
+        raise ConfigError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from None
+    least = 4 * 18 * config.width**2 * config.num_layers  # bytes of the blocks' linears in float32
+    if size < least:
+        raise ConfigError(f"{folder / WEIGHTS} cannot be read: {size} bytes, the model of {META} has {least} or more")
+
+
 def read_meta(folder: Path) -> tuple[ModelConfig, dict[str, QuantSpec], int]:
     """The architecture, the specs and the rotation seed of a saved model."""
     try:
-        meta = json.loads((folder / META).read_text())
+        meta = read_mapping(folder / META)
         specs = {name: QuantSpec.parse(spec, name) for name, spec in meta["specs"].items()}
-        return ModelConfig.parse(meta["model"], "model"), specs, int(meta["seed"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / META} is no description of a quantized model: {error!r}") from None
+        seed = TypeAdapter(Seed).validate_python(meta["seed"], strict=True)
+        return ModelConfig.parse(meta["model"], "model"), specs, seed
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder / META} is no description of a quantized model: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    return f"{error.errors()[0]['msg']} for seed" if isinstance(error, ValidationError) else str(error) or repr(error)
 
 
 def distinct_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -74,7 +97,7 @@ def load_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `distinct_tensors`, in place.
 
     Raises:
-        ConfigError: a tensor is missing, left over, or of another shape.
+        ConfigError: a tensor is missing, left over, or of another shape or type.
     """
     wanted = distinct_tensors(model)
     if set(wanted) != set(tensors):
@@ -88,4 +111,6 @@ def load_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 raise ConfigError(
                     f"{name}: the model has shape {tuple(tensor.shape)}, the file {tuple(tensors[name].shape)}"
                 )
+            if tensor.dtype != tensors[name].dtype:
+                raise ConfigError(f"{name}: the model has {tensor.dtype}, the file {tensors[name].dtype}")
             tensor.copy_(tensors[name])

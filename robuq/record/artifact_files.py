@@ -85,7 +85,7 @@ def tile_images(images: NDArray[np.uint8], columns: int = GRID_COLUMNS) -> NDArr
 
 
 def _write_sample_grid(samples: Path, file: Path) -> None:
-    with np.load(samples) as arrays:
+    with np.load(samples, allow_pickle=False) as arrays:
         images = arrays["images"]
     if not len(images):
         return

@@ -100,12 +100,14 @@ def _artifacts(folders: dict[str, Path]) -> dict[str, str]:
 
 
 def _times(folders: dict[str, Path]) -> tuple[float, float]:
-    """UNIX seconds: when the run's own stages began, and when the last of them wrote its result or its failure."""
+    """UNIX seconds: when the run's own stages began, and when the last of them wrote its result or its failure. No run
+    ends before it began, whatever was done to the clock in between."""
     own = [folder for kind, folder in folders.items() if kind in ("qat", "evaluate")] or list(folders.values())
     begun = [file.stat().st_mtime for folder in own if (file := folder / "stage.json").is_file()]
     ends = ("result.json", "failure.json")
     ended = [file.stat().st_mtime for folder in folders.values() for n in ends if (file := folder / n).is_file()]
-    return min(begun, default=0.0), max(ended, default=0.0)
+    started = min(begun, default=0.0)
+    return started, max([started, *ended])
 
 
 @functools.cache

@@ -5,6 +5,7 @@ What a table needs lies in the run's tags, parameters and final metrics. Free of
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -106,6 +107,7 @@ def metric_name(name: str) -> str:
     return f"{group}/{name}"
 
 
+@functools.cache  # a handful of names, asked for with every metric of every run
 def recorded_name(name: str) -> str:
     """The inverse of `metric_name`; what somebody added by hand without a group keeps its name."""
     group, _, rest = name.partition("/")

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from robuq.config.base import Config
+from robuq.messages import shown_as_written
+
+
+def one_name(text: str) -> str:
+    """Of a file or folder directly in another. Raises ValueError: it leads elsewhere."""
+    if text in ("", ".", "..") or "/" in text or "\\" in text:
+        raise ValueError(f"{text!r:.60} is no name of a file: it leads elsewhere")
+    return shown_as_written(text)
+
+
+def path_inside(text: str) -> str:
+    """Of a file somewhere in a folder. Raises ValueError: it leads out of it."""
+    path = PurePath(text)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in text:
+        raise ValueError(f"{text!r:.60} is no path inside a folder: it leads elsewhere")
+    return shown_as_written(text)
+
+
+Name = Annotated[str, AfterValidator(one_name)]
+PathInside = Annotated[str, AfterValidator(path_inside)]
 
 
 class RunRecord(Config):
@@ -14,8 +37,8 @@ class RunRecord(Config):
     telemetry measurement: `step`, `layer`, and numbers. `artifacts` maps a file name to where it lies.
     """
 
-    plan: str
-    key: str  # of the run configuration
+    plan: Name
+    key: Name  # of the run configuration
     variant: str
     label: str  # W1.58A2
     act_bits: float | None  # mean over the block linears, AMPN's as its budget weights it; None: not quantized
@@ -26,13 +49,13 @@ class RunRecord(Config):
     protocol: str
     dataset: str
     config: dict[str, Any]  # the resolved RunConfig
-    stages: dict[str, str]  # kind -> key
+    stages: dict[Name, Name]  # kind -> key
     allocation: dict[str, int] = {}  # the bits that AMPN found: decision -> bits
     seconds: dict[str, float] = {}  # stage kind -> time it took when it ran
     metrics: dict[str, float] = {}
     history: list[dict[str, float]] = []
     layers: list[dict[str, Any]] = []
-    artifacts: dict[str, str] = {}
+    artifacts: dict[PathInside, str] = {}
     git: dict[str, str] = {}  # commit, dirty
     versions: dict[str, str] = {}
     started: float = 0.0  # UNIX seconds

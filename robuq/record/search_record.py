@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from robuq.config.base import Config
+from robuq.record.run_record import Name
 
 
 class Evaluation(Config):
@@ -53,7 +54,7 @@ class Predictor(Config):
 class SearchRecord(Config):
     """A search from its sensitivity table to the runs that confirm its winner, ready to be sent and read back."""
 
-    name: str
+    name: Name
     description: str = ""
     dataset: str
     variant: str
@@ -70,7 +71,7 @@ class SearchRecord(Config):
     sensitivity: dict[str, Any] = {}  # SensitivityTable
     predictors: list[Predictor] = []
     baselines: dict[str, dict[str, int]] = {}  # allocator -> bits by decision
-    confirmed: dict[str, list[str]] = {}  # row of the confirmation -> keys of its runs
+    confirmed: dict[str, list[Name]] = {}  # row of the confirmation -> keys of its runs
     seconds: dict[str, float] = {}  # sensitivity, evaluations, training (of the evaluations), confirmation
     git: dict[str, str] = {}
     versions: dict[str, str] = {}

@@ -39,7 +39,7 @@ def test_a_file_that_cannot_be_read_is_an_error_of_one_line(table: SensitivityTa
         ({"output_error": [[0.0] * 3] * 3}, "output_error is 3 x 3"),
         ({"loss_halves": [[[0.0] * 3] * 4, [[0.0] * 3] * 5]}, "loss_halves is 5 x 3"),
         ({"decisions": ["transformer_blocks.0.adaln"] * 4}, "is no decision"),
-        ({"loss": [[float("nan")] * 3] * 4}, "not plain data"),
+        ({"loss": [[float("nan")] * 3] * 4}, "loss.0.0: got nan, a finite number is needed"),
     ],
 )
 def test_what_does_not_fit_is_refused(table: SensitivityTable, changes: dict[str, Any], message: str) -> None:

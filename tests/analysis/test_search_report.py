@@ -127,7 +127,10 @@ def test_all_failed_evaluations_are_a_report_of_failures(make_search: SearchMake
     assert "6 of 6 evaluations: 6 failed" in text
     assert "there is no winner" in text
     assert text.count("loss is not finite at step 3") == 6
-    assert "nothing to draw for: history of the search, what a cheap rung says of the last" in text
+    assert (
+        "nothing to draw for: history of the search, importance of the parameters, what a cheap rung says of the last"
+        in text
+    )
 
 
 def test_a_search_that_only_began_has_a_report(make_search: SearchMaker, tmp_path: Path) -> None:

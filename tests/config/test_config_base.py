@@ -86,8 +86,8 @@ def test_updated_is_validated_and_leaves_the_original() -> None:
         ({"leaves": [{}, {"rate": None}]}, "leaves.1.rate: input should be a valid number, got None"),
         ({"leaf": {"size": "a", "rate": "b"}}, "(and 1 more)"),
         ({"leaf": 3}, "leaf: input should be an object, got 3"),
-        ({"leaf": {"rate": math.nan}}, "not plain data: Out of range float"),
-        ({"leaf": {1, 2}}, "not plain data: Object of type set"),
+        ({"leaf": {"rate": math.nan}}, "leaf.rate: got nan, a finite number is needed"),
+        ({"leaf": {1, 2}}, "leaf: got a set, plain data is needed"),
     ],
 )
 def test_mistakes_are_one_line(values: dict[str, Any], message: str) -> None:

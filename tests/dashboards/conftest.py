@@ -58,7 +58,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, plans: Path) -> Path:
     local = ("--executor", "local", "--output", folder)
     assert robuq("sweep", plans / "tiny.yaml", *local) == 0
     assert robuq("sweep", plans / "broken.yaml", *local) == 1
-    few = ("search.evaluations=3", "search.enqueue=uniform,exact", "search.confirm_seeds=0")
+    few = ("search.evaluations=3", "search.enqueue=uniform,exact", "search.confirm_seeds=[]")
     assert robuq("search", "smoke", *local, *(word for name in few for word in ("--set", name))) == 0
     return folder
 

@@ -126,6 +126,20 @@ def test_a_link_to_what_is_gone_shows_what_there_is(recorded: Path, tell: Any) -
     assert "no_such_plan" not in app.query_params["plan"]
 
 
+def test_the_search_page_names_the_other_pages(recorded: Path, tell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the working directory, and with a link to Optuna's where that runs."""
+    tell(recorded)
+    monkeypatch.chdir(recorded.parent)
+    monkeypatch.setattr("analysis.study_page._studies", lambda port: [{"study_name": "smoke_search", "study_id": 7}])
+    app = opened("search")
+    assert [one.value for one in app.code] == [
+        f"optuna-dashboard {recorded.name}/searches/smoke_search/study.journal",
+        f"mlflow ui --backend-store-uri sqlite:///{recorded.name}/mlflow.db",
+    ]
+    links = [one.proto.url for one in app.get("link_button")]
+    assert links == ["http://127.0.0.1:8080/dashboard/studies/7"]
+
+
 def test_the_budget_slider_solves_anew(recorded: Path, tell: Any) -> None:
     tell(recorded)
     app = opened("bits")

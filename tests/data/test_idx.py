@@ -31,7 +31,7 @@ def test_arrays_come_back(tmp_path, encode, array):
         (b"\x00\x00\x0d\x01", "no IDX file.*00000d01"),
         (idx(ARRAY)[:9], "inside its header"),
         (idx(ARRAY)[:-1], "holds 23 values"),
-        (idx(ARRAY) + b"\0", "holds 25 values"),
+        (idx(ARRAY) + b"\0", "holds more than 24 values"),
         (gzip.compress(idx(ARRAY), mtime=0)[:-9], "cannot read"),
         (b"\x1f\x8b" + b"x" * 30, "cannot read"),
     ],

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_stages import executed, toy, work
+from toy_stages import executed, tell_folder, toy, work
 
 from experiments.executors import Executor, LocalExecutor, Outcome, RayExecutor, one_line, run_stage, start_ray
+from experiments.fence import take_fence
 from experiments.launch import Job, Sweep, launch
 from robuq.config import ConfigError, RunConfig
 from robuq.stages import Stage, StageStore
@@ -22,14 +23,15 @@ Make = Callable[[Path], Executor]
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """One small real cluster for all tests here; its workers find the toy stages."""
+    """One small real cluster for all tests here; its workers find the toy stages. Where none was asked for, another
+    cluster's address is not taken."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        start_ray(None, WORKERS, 1, 0)
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        session = start_ray(None, WORKERS, 1, 0)
+    assert session is not None
     yield
-    import ray
-
-    ray.shutdown()
+    session.close()
 
 
 @pytest.fixture(params=["local", "ray"])
@@ -166,6 +168,26 @@ def test_a_launch_retries_a_lost_stage_a_bounded_number_of_times(
     assert (end.failure is not None) is failure
     assert "lost its worker 3 times" in (end.failure or "lost its worker 3 times")
     assert [outcome.status for outcome in killer.outcomes] == ["lost"] * kills + ([] if failure else ["done"])
+
+
+def test_a_worker_of_another_command_is_lost_and_runs_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    executor = RayExecutor(tmp_path, "cpu", 1, function=work)
+    take_fence(tmp_path)  # as the next command would, had this one been killed
+    (outcome,) = run_all(executor, [toy("qat", number=1)])
+    executor.close()
+    assert outcome.status == "lost"
+    assert executed(tmp_path) == []
+
+
+def test_relative_paths_begin_where_the_command_was_given(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster's workers are started elsewhere, and a data set's path may be relative."""
+    monkeypatch.chdir(tmp_path)
+    executor, stage = RayExecutor(tmp_path / "stages", "cpu", 1, function=tell_folder), toy("qat")
+    run_all(executor, [stage])
+    executor.close()
+    assert StageStore(tmp_path / "stages").result(stage.id)["cwd"] == str(tmp_path)
 
 
 def test_no_cluster_at_the_address_is_one_line() -> None:

@@ -38,7 +38,7 @@ class Records(Recording):
     """Keeps records on the disk alone."""
 
     def open(self) -> None:
-        self.problem = "not opened"
+        self._away = "not opened"
 
 
 def run(output: Output, changes: Mapping[str, Any] | None = None, pool: Executor | None = None) -> SearchEnd:

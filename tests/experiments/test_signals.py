@@ -96,23 +96,33 @@ def test_in_process(tmp_path: Path, number: signal.Signals, twice: bool) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "twice"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize(("number", "twice"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGTERM, True)])
 def test_on_ray_no_process_is_left(tmp_path: Path, number: signal.Signals, twice: bool) -> None:
     check_signalled("ray", tmp_path, number, twice)
 
 
-def check_signalled(executor: str, folder: Path, number: signal.Signals, twice: bool) -> None:
-    """Work that never ends by itself is stopped: by its own checkpoint after one signal, at once after two."""
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_reaches_every_process_and_workers_keep_what_they_have(tmp_path: Path) -> None:
+    check_signalled("ray", tmp_path, signal.SIGINT, twice=False, group=True)
+
+
+def check_signalled(executor: str, folder: Path, number: signal.Signals, twice: bool, group: bool = False) -> None:
+    """Work that never ends by itself is stopped: by its own checkpoint after one signal, at once after two. `group`:
+    the signal goes to all processes of the command, as a terminal's does."""
     environment = {**os.environ, "PYTHONPATH": str(DRIVER.parent), "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(
         [sys.executable, str(DRIVER), executor, str(folder), "deaf" if twice else "listening"],
         stderr=subprocess.PIPE,
         env=environment,
+        start_new_session=True,
     )
     assert driver.stderr is not None
     wait_for(folder / "begun", driver)
     under = descendants(driver.pid)
-    driver.send_signal(number)
+    if group:
+        os.killpg(driver.pid, number)
+    else:
+        driver.send_signal(number)
     if twice:
         assert read_line(driver) == "robuq: stopping at the next step, with a checkpoint; once more stops at once"
         driver.send_signal(number)

@@ -36,6 +36,15 @@ def work(stage: Stage, root: Path, device: str) -> dict[str, Any]:
     return result
 
 
+def tell_folder(stage: Stage, root: Path, device: str) -> dict[str, Any]:
+    """cwd: the folder that relative paths begin at."""
+    store = StageStore(root)
+    store.open_work(stage)
+    result = {"cwd": os.getcwd(), "seconds": 0.0, "metrics": {}}
+    store.commit(stage, result)
+    return result
+
+
 def log(root: Path, stage: Stage) -> None:
     descriptor = os.open(root / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, f"{stage.id}\n".encode())

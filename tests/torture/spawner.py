@@ -1,8 +1,10 @@
 """Starts `robuq` commands, one after the other, from a process that has imported what they need: seconds for each of
-hundreds. A command can be given a fault: it is killed by SIGKILL at its n-th operation on files of a certain name.
+hundreds. A command can be given faults: at its n-th operation on files of a certain name it is killed by SIGKILL, or
+stands still at a gate until somebody has killed what they wanted.
 
-Reads one JSON object a line: {"words": [...], "log": file, "fault": {"name", "nth", "delay"} or null}; answers with the
-process id, and with the exit code (negative: the signal) once it has ended.
+Reads one JSON object a line: {"words": [...], "log": file, "faults": [{"name", "nth", "delay", "gate", "kill"}]};
+answers with the process id, and with the exit code (negative: the signal) once it has ended. Given such an object as
+its word, it is that command itself, in a process that nothing was imported in before: Ray reads its settings then.
 """
 
 from __future__ import annotations
@@ -13,17 +15,16 @@ import os
 import signal
 import sys
 import tempfile
-import threading
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from moments import announce, arm
 
 from experiments import cli
 from experiments.executors import run_stage
 from experiments.launch import jobs_of
 from experiments.plan import single_run
-
-EVENTS = ("open", "os.rename", "os.symlink", "os.link", "os.remove", "os.mkdir", "sqlite3.connect")
 
 
 def warm_up() -> None:
@@ -57,8 +58,9 @@ def run(order: dict[str, Any]) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if order["fault"] is not None:
-        arm(**order["fault"])
+    for fault in order["faults"]:
+        act = partial(announce, fault["gate"], fault["kill"]) if fault["gate"] else kill_this_process
+        arm(fault["name"], fault["nth"], fault["delay"], act)
     sys.argv = ["robuq", *order["words"]]
     try:
         cli.main()
@@ -71,32 +73,11 @@ def run(order: dict[str, Any]) -> None:
     os._exit(70)
 
 
-def arm(name: str, nth: int, delay: float) -> None:
-    """SIGKILL to this very process `delay` seconds after the n-th operation on a file with `name` in its path."""
-    seen = 0
-
-    def look(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if event in EVENTS and any(
-            name in os.fsdecode(a) for a in arguments[:2] if isinstance(a, (str, bytes, os.PathLike))
-        ):
-            seen += 1
-            if seen == nth:
-                kill_after(delay)
-
-    sys.addaudithook(look)
-
-
-def kill_after(delay: float) -> None:
-    def wait_and_kill() -> None:
-        time.sleep(delay)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if delay:
-        threading.Thread(target=wait_and_kill, daemon=True).start()
-    else:
-        os.kill(os.getpid(), signal.SIGKILL)
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        run(json.loads(sys.argv[1]))
     main()

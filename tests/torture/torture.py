@@ -1,38 +1,35 @@
-"""Torture: real commands, killed by SIGKILL at seeded moments, and started again until they are through.
+"""Torture: real commands, killed by SIGKILL at seeded moments, and started again until they are through; with Ray, its
+workers and nodes are killed, too.
 
 After each round the folder must be that of a command that nobody disturbed: every run once and bit for bit equal, in
 MLflow too; no trial of a study left over or repeated; no temporary file; nothing for `robuq doctor` to say.
 
     python tests/torture/torture.py --rounds 100 --seed 0
+    python tests/torture/torture.py --rounds 100 --seed 0 --executor ray
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.doctor import Doctor
-from experiments.output import Output
-from experiments.search_run import JOURNAL
+from folder_contents import contents, problems_of
+from kills import ANY_MOMENT, COMMAND, FAULTS, NODE, OF_STAGES, WORKER, Kill, Tally
+from torture_commands import Commands, spawned
+from tortured_ray import Gate, TorturedCluster, is_worker, parent_of, seconds_until_gone, workers_under
+
 from experiments.signals import kill
-from robuq.ampn.search import journal_states
-from robuq.record.audit import tracked_runs
-from robuq.record.mlflow import connect, sqlite_uri
 
 PLAN = """
 name: tortured
@@ -53,163 +50,13 @@ search:
   rungs: [{steps: 0, keep: 0.5}, {steps: 2}]
   confirm_seeds: [1]
 """
+VERBS = ("sweep", "search")
 MAX_STARTS = 40
-# What is being done when the kill comes: the name in the path of a file, up to which operation on such files, and the
-# longest delay after it.
-FAULTS: dict[str, tuple[str, int, float]] = {
-    "training": ("history.jsonl", 12, 0.05),
-    "writing a checkpoint": ("checkpoint-", 40, 0.005),
-    "finishing a stage folder": ("result.json", 16, 0.003),
-    "renaming a stage folder": (".work", 120, 0.0),
-    "writing a record": ("/runs/", 12, 0.003),
-    "writing to MLflow": ("/artifacts/", 30, 0.25),
-}
-OF_SEARCHES: dict[str, tuple[str, int, float]] = {
-    "writing the Optuna journal": (JOURNAL, 160, 0.002),
-    "writing the search's record": ("search.json", 14, 0.003),
-}
-ANY_MOMENT = "any moment"
-
-
-@dataclass
-class Tally:
-    """Of one kind of fault: kills that came, and those after which everything was as if they had not."""
-
-    kills: Counter[str] = field(default_factory=Counter)
-    survived: Counter[str] = field(default_factory=Counter)
-    rounds: int = 0
-    problems: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def add(self, kills: list[str], problems: list[str]) -> None:
-        self.rounds += 1
-        self.kills.update(kills)
-        self.problems += problems
-        if not problems:
-            self.survived.update(kills)
-
-    def table(self) -> str:
-        lines = ["| killed while | kills | survived |", "|---|---|---|"]
-        lines += [f"| {name} | {self.kills[name]} | {self.survived[name]} |" for name in sorted(self.kills)]
-        total = f"| together | {self.kills.total()} | {self.survived.total()} |"
-        return "\n".join([*lines, total, "", f"{self.rounds} rounds in {self.seconds:.0f} s."])
-
-
-class Commands:
-    """Real processes from one spawner."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "PYTHONWARNINGS": "ignore",
-        }
-        self._spawner = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("spawner.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self._answer()
-
-    def __call__(self, *words: str, fault: dict[str, Any] | None = None, kill_after: float | None = None) -> int:
-        """The exit code; -9 where the kill came first."""
-        assert self._spawner.stdin is not None
-        self._spawner.stdin.write(json.dumps({"words": words, "log": str(self._log), "fault": fault}) + "\n")
-        self._spawner.stdin.flush()
-        process = int(self._answer())
-        timer = threading.Timer(kill_after or 0.0, kill, [process])
-        if kill_after is not None:
-            timer.start()
-        code = int(self._answer())
-        timer.cancel()
-        return code
-
-    def close(self) -> None:
-        assert self._spawner.stdin is not None
-        self._spawner.stdin.close()
-        self._spawner.wait(30)
-        assert self._spawner.stdout is not None
-        self._spawner.stdout.close()
-
-    def _answer(self) -> str:
-        assert self._spawner.stdout is not None
-        line = self._spawner.stdout.readline().strip()
-        if not line:
-            raise RuntimeError(f"the spawner ended: see {self._log}")
-        return line
-
-
-@contextmanager
-def spawned(log: Path) -> Iterator[Commands]:
-    commands = Commands(log)
-    try:
-        yield commands
-    finally:
-        commands.close()
-
-
-# --- what a folder holds --------------------------------------------------------------------------------------
-
-
-def contents(output: Path) -> dict[str, Any]:
-    """All that must not depend on kills, as plain data."""
-    folder = Output(output)
-    return {
-        "stages": sorted(str(f.relative_to(output)) for f in (output / "stages").glob("*/[!.]*")),
-        "runs": {f"{r.plan}/{r.key}": _run(r.model_dump(mode="json")) for r in folder.records()},
-        "searches": {f.parent.name: _search(json.loads(f.read_text())) for f in output.glob("searches/*/search.json")},
-        "trials": {f.parent.name: journal_states(f) for f in output.glob(f"searches/*/{JOURNAL}")},
-        "mlflow": _tracked(sqlite_uri(folder.tracking_file)),
-    }
-
-
-def _run(record: dict[str, Any]) -> dict[str, Any]:
-    kept = {
-        name: record[name] for name in ("status", "failure", "stages", "allocation", "history", "layers", "protocol")
-    }
-    return {**kept, "metrics": {k: v for k, v in record["metrics"].items() if not k.endswith("_seconds")}}
-
-
-def _search(record: dict[str, Any]) -> dict[str, Any]:
-    names = ("winner", "equal_to", "front", "rank_correlations", "predictors", "baselines", "confirmed")
-    of_each = ("number", "source", "bits", "values", "state", "failure", "params", "cost", "predicted")
-    evaluations = [{name: evaluation[name] for name in of_each} for evaluation in record["evaluations"]]
-    return {**{name: record[name] for name in names}, "evaluations": evaluations, "over": record["finished"] > 0}
-
-
-def _tracked(uri: str) -> list[Any]:
-    """(experiment, identity, status, points of each metric) of each run: a point that was sent twice is there twice."""
-    client, rows = connect(uri), []
-    for run in tracked_runs(uri):
-        names = sorted(client.get_run(run.run_id).data.metrics)
-        points = {name: [[p.step, p.value] for p in client.get_metric_history(run.run_id, name)] for name in names}
-        told = {name: len(of) if "seconds" in name else of for name, of in points.items()}
-        rows.append([run.experiment, list(run.identity or ()), run.status, told])
-    return sorted(rows, key=lambda row: json.dumps(row[:2]))
-
-
-def problems_of(output: Path, wanted: dict[str, Any]) -> list[str]:
-    """One line for each difference from the undisturbed folder, and for all that the doctor says."""
-    found = contents(output)
-    lines = [
-        f"{name} differ: {_difference(found[name], wanted[name])}" for name in wanted if found[name] != wanted[name]
-    ]
-    return lines + [f"doctor: {finding}" for finding in Doctor(Output(output)).examine()]
-
-
-def _difference(found: Any, wanted: Any) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted({*found, *wanted}):
-            if found.get(name) != wanted.get(name):
-                return f"{name}: {_difference(found.get(name), wanted.get(name))}"
-    return f"{str(found)[:300]} instead of {str(wanted)[:300]}"
-
-
-# --- rounds ---------------------------------------------------------------------------------------------------
+FAULT_FILE = "fault.json"  # read by workers when they start
+LOCAL, RAY, CLUSTER = "local", "Ray, started by the command", "Ray, a given cluster"
+TARGETS = {LOCAL: [COMMAND], RAY: [COMMAND, WORKER], CLUSTER: [COMMAND, WORKER, NODE]}
+# Two workers ask the study in another order than one, and the order decides what it proposes.
+WORKERS = {"sweep": "2", "search": "1"}
 
 
 @dataclass
@@ -219,69 +66,184 @@ class Torture:
     folder: Path
     seed: int
     commands: Commands
+    cluster: TorturedCluster | None = None
     tally: Tally = field(default_factory=Tally)
     undisturbed: dict[str, dict[str, Any]] = field(default_factory=dict)  # verb -> contents
-    seconds: dict[str, float] = field(default_factory=dict)  # verb -> of the undisturbed command
+    seconds: dict[tuple[str, str], float] = field(default_factory=dict)  # executor, verb -> of the undisturbed command
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for verb, text in (("sweep", PLAN), ("search", SEARCH)):
+        for verb, text in zip(VERBS, (PLAN, SEARCH), strict=True):
             (self.folder / f"{verb}.yaml").write_text(text)
 
-    def words(self, verb: str, output: Path) -> list[str]:
-        return [verb, str(self.folder / f"{verb}.yaml"), "--output", str(output), "--executor", "local"]
+    def words(self, executor: str, verb: str, output: Path) -> list[str]:
+        words = [verb, str(self.folder / f"{verb}.yaml"), "--output", str(output)]
+        if executor == LOCAL:
+            return [*words, "--executor", "local"]
+        assert self.cluster is not None or executor == RAY
+        address = ["--address", self.cluster.address] if self.cluster and executor == CLUSTER else []
+        return [*words, "--executor", "ray", "--workers", WORKERS[verb], *address]
 
-    def reference(self, verb: str) -> dict[str, Any]:
+    def reference(self, executor: str, verb: str) -> dict[str, Any]:
+        """What an undisturbed command leaves: on Ray the same as in one process."""
+        wanted = self.undisturbed_locally(verb)
+        if (executor, verb) not in self.seconds:
+            problems = problems_of(self._undisturbed(executor, verb), wanted)
+            if problems:
+                raise RuntimeError(f"{verb}, {executor}, undisturbed: {problems}")
+        return wanted
+
+    def undisturbed_locally(self, verb: str) -> dict[str, Any]:
         if verb not in self.undisturbed:
-            output, begun = self.folder / f"undisturbed-{verb}", time.monotonic()
-            code = self.commands(*self.words(verb, output))
-            if code:
-                raise RuntimeError(f"the undisturbed {verb} ended with {code}: see the log in {self.folder}")
-            self.seconds[verb] = time.monotonic() - begun
-            self.undisturbed[verb] = contents(output)
+            self.undisturbed[verb] = contents(self._undisturbed(LOCAL, verb))
         return self.undisturbed[verb]
 
-    def round(self, number: int, verb: str, kills: int) -> list[str]:
+    def _undisturbed(self, executor: str, verb: str) -> Path:
+        output, begun = self.folder / f"undisturbed-{len(self.seconds)}", time.monotonic()
+        code = self.commands(*self.words(executor, verb, output))
+        if code:
+            raise RuntimeError(f"{verb}, {executor}, undisturbed, ended with {code}: see the log in {self.folder}")
+        self.seconds[executor, verb] = time.monotonic() - begun
+        return output
+
+    def round(self, number: int, executor: str, verb: str, kills: int) -> list[str]:
         """Problems; none where all kills were survived."""
-        wanted, dice = self.reference(verb), random.Random(f"{self.seed}/{number}/{verb}")
-        output, came = (
-            self.folder / f"round-{number}-{verb}",
-            [],
-        )  # a name of its own: MLflow keeps what it opened by its path
+        wanted, dice = self.reference(executor, verb), random.Random(f"{self.seed}/{number}/{verb}")
+        seconds = self.seconds[executor, verb]
+        starts = Kill.drawn_round(dice, TARGETS[executor], verb, seconds, kills)
+        return self.survive(f"round-{number}-{verb}", executor, verb, starts, wanted, dice.random() < 0.5)
+
+    def survive(
+        self, name: str, executor: str, verb: str, starts: list[list[Kill]], wanted: dict[str, Any], fresh: bool = True
+    ) -> list[str]:
+        """One command, started with each of these lists of kills and until it is through. `fresh`: a killed node is
+        replaced at once, not at the next start."""
+        output = self.folder / name  # a name of its own: MLflow keeps what it opened by its path
         shutil.rmtree(output, ignore_errors=True)
-        for start in range(MAX_STARTS):
-            kind = self._kind(verb, dice) if start < kills else None
-            code = self._start(verb, output, kind, dice)
-            if code == -signal.SIGKILL and kind is not None:
-                came.append(kind)
-            elif code:
-                problems = [f"round {number}: {verb} ended with {code} after {came}"]
+        came: list[Kill] = []
+        for number in range(MAX_STARTS):
+            start = _Start(self, executor, verb, output, starts[number] if number < len(starts) else [], fresh)
+            code = start()
+            came += start.came
+            if code == -signal.SIGKILL and start.killed:
+                continue
+            if code:
+                problems = [f"{name}: {verb} ended with {code} after {came}"]
                 break
-            elif start >= kills or kind is None:
-                problems = [f"round {number}, after {came}: {line}" for line in problems_of(output, wanted)]
+            if number + 1 >= len(starts):
+                problems = [f"{name}, after {came}: {line}" for line in self._problems(output, wanted)]
                 break
         else:
-            problems = [f"round {number}: not through after {MAX_STARTS} starts"]
-        return self._ended(output, came, problems)
-
-    def _kind(self, verb: str, dice: random.Random) -> str:
-        return dice.choice([ANY_MOMENT, *FAULTS, *(OF_SEARCHES if verb == "search" else {})])
-
-    def _start(self, verb: str, output: Path, kind: str | None, dice: random.Random) -> int:
-        words = self.words(verb, output)
-        if kind is None:
-            return self.commands(*words)
-        if kind == ANY_MOMENT:
-            return self.commands(*words, kill_after=dice.uniform(0, self.seconds[verb]))
-        name, most, delay = {**FAULTS, **OF_SEARCHES}[kind]
-        fault = {"name": name, "nth": dice.randint(1, most), "delay": dice.choice([0.0, dice.uniform(0, delay)])}
-        return self.commands(*words, fault=fault)
-
-    def _ended(self, output: Path, came: list[str], problems: list[str]) -> list[str]:
-        self.tally.add(came, problems)
+            problems = [f"{name}: not through after {MAX_STARTS} starts"]
+        self.tally.add(executor, verb, came, problems)
         if not problems:
             shutil.rmtree(output, ignore_errors=True)
         return problems
+
+    def _problems(self, output: Path, wanted: dict[str, Any]) -> list[str]:
+        left = sorted(path.name for path in (self.folder / "t").iterdir() if not path.name.startswith("torchinductor"))
+        return problems_of(output, wanted) + [f"left in the temporary folder: {name}" for name in left]
+
+
+class _Start:
+    """One start of a command, with the kills that are to come."""
+
+    def __init__(
+        self, torture: Torture, executor: str, verb: str, output: Path, planned: list[Kill], fresh: bool
+    ) -> None:
+        self._torture, self._executor, self._planned, self._fresh = torture, executor, planned, fresh
+        self._words = torture.words(executor, verb, output)
+        self._command, self._begun, self._lock = 0, threading.Event(), threading.Lock()
+        self._tried: set[int] = set()
+        self.came: list[Kill] = []
+
+    @property
+    def killed(self) -> bool:
+        """Whether the command itself was."""
+        return any(each.target == COMMAND for each in self.came)
+
+    def __call__(self) -> int:
+        """The command's exit code."""
+        torture = self._torture
+        if torture.cluster is not None:
+            torture.cluster.complete()
+        if self._executor == LOCAL:
+            return self._locally()
+        in_command, in_workers = self._faults()
+        (torture.folder / FAULT_FILE).write_text(json.dumps(in_workers))
+        with closing(Gate(torture.folder / "gate", self._kill)):
+            code = torture.commands(*self._words, faults=in_command, begun=self._has_begun)
+        self._command = 0
+        if code != -signal.SIGKILL:
+            self.came = [each for each in self.came if each.target != COMMAND]
+        return code
+
+    def _locally(self) -> int:
+        """The command kills itself."""
+        in_command, in_workers = self._faults()
+        code = self._torture.commands(*self._words, faults=[*in_command, *in_workers], begun=self._has_begun)
+        self._command = 0
+        self.came = self._planned[:1] if code == -signal.SIGKILL else []
+        return code
+
+    def _faults(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(in the command, in workers)"""
+        gate = "" if self._executor == LOCAL else str(self._torture.folder / "gate")
+        faults: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+        for number, planned in enumerate(self._planned):
+            if planned.moment != ANY_MOMENT:
+                fault = {"name": FAULTS[planned.moment][0], "nth": planned.nth, "delay": planned.delay}
+                faults[planned.moment in OF_STAGES].append({**fault, "gate": gate, "kill": number})
+        return faults
+
+    def _has_begun(self, process: int) -> None:
+        self._command = process
+        self._begun.set()
+        for number, planned in enumerate(self._planned):
+            if planned.moment == ANY_MOMENT:
+                timer = threading.Timer(planned.delay, self._kill, [number, 0])
+                timer.daemon = True
+                timer.start()
+
+    def _kill(self, number: int, at: int) -> None:
+        """`at`: the process whose moment it is; 0 where it is nobody's."""
+        self._begun.wait()
+        with self._lock:
+            if number in self._tried or self.killed or not self._command:
+                return
+            self._tried.add(number)
+            planned = self._planned[number]
+            if self._has_killed(planned.target, at):
+                self.came.append(planned)
+
+    def _has_killed(self, target: str, at: int) -> bool:
+        workers = self._workers()
+        worker = at if is_worker(at) else next(iter(workers), None)
+        if target == COMMAND:
+            kill(self._command)
+            if workers:
+                threading.Thread(target=self._measure, args=[workers]).start()
+        elif target == WORKER and worker is not None:
+            kill(worker)
+        elif target == NODE and worker is not None:
+            self._kill_node(parent_of(worker))
+        else:
+            return False
+        return True
+
+    def _kill_node(self, node: int | None) -> None:
+        cluster = self._torture.cluster
+        assert cluster is not None
+        cluster.kill_node(node if node in cluster.nodes else cluster.nodes[0])
+        if self._fresh or not cluster.nodes:
+            cluster.add_node()
+
+    def _workers(self) -> list[int]:
+        if self._executor == CLUSTER and self._torture.cluster is not None:
+            return self._torture.cluster.workers()
+        return workers_under(self._command)
+
+    def _measure(self, workers: list[int]) -> None:
+        self._torture.tally.outlived.append(seconds_until_gone(workers))
 
 
 def main() -> int:
@@ -289,14 +251,21 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=4, help="of each round, at most")
+    parser.add_argument("--executor", choices=["local", "ray"], default="local")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no round after so many")
     parser.add_argument("--table", type=Path, help="file to write the table to")
     given = parser.parse_args()
-    folder, begun = Path(tempfile.mkdtemp(prefix="torture-")), time.monotonic()
-    with spawned(folder / "commands.log") as commands:
-        torture = Torture(folder, given.seed, commands)
+    executors = [LOCAL] if given.executor == "local" else [CLUSTER, CLUSTER, RAY, RAY]
+    folder, begun = Path(tempfile.mkdtemp(prefix="t-")), time.monotonic()  # sockets have short names only
+    with spawned(folder) as commands, ExitStack() as stack:
+        cluster = stack.enter_context(closing(TorturedCluster(folder))) if CLUSTER in executors else None
+        torture = Torture(folder, given.seed, commands, cluster)
         for number in range(given.rounds):
+            if time.monotonic() - begun > 60 * given.minutes:
+                break
             kills = random.Random(f"{given.seed}/{number}").randint(1, given.kills)
-            problems = torture.round(number, ("sweep", "search")[number % 2], kills)
+            executor, verb = executors[number % len(executors)], VERBS[number % 2]
+            problems = torture.round(number, executor, verb, kills)
             torture.tally.seconds = time.monotonic() - begun
             print(*problems, sep="\n", end="\n" if problems else "", flush=True)
             if given.table:

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from robuq.config import Config
+from robuq.messages import redacted
+from robuq.storage_fault import StorageFault, is_locked_out, is_no_database, storage_fault
 
 BATCH = 1000  # metrics, parameters and tags in one request: MLflow's limit
 PAGE = 5000  # runs in one search request
 SOURCE = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "robuq"}  # tags of every run
+SQLITE = "sqlite:///"
+DATABASES = ("postgresql", "mysql")  # beginnings of the URIs of database servers
+CONNECT_SECONDS = 10  # for a database server to take a connection
+DATABASE_LOG = "mlflow.store.db.utils"
+SETTINGS = {  # of MLflow, unless the environment has others
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds; the default, 120, holds the end of a sweep up
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+# Always none: a request to make a run, whose answer was lost, would make a second. What fails is sent again by us,
+# after looking at what the server has.
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # error codes that trying again does not cure
 
 
 class TrackingUnavailable(RuntimeError):
-    """The tracking server cannot be used now. The record is not lost: keep it and send it again later."""
+    """The tracking server cannot be used now. The record is not lost: keep it and send it again later.
 
-    def __init__(self, tracking_uri: str, reason: str) -> None:
+    `fault`: what the disk has against it, where that is the reason.
+    """
+
+    def __init__(self, tracking_uri: str, reason: str, fault: StorageFault | None = None) -> None:
         super().__init__(f"tracking server {redacted(tracking_uri)} is not available ({reason})")
+        self.fault = fault
 
 
 class TrackingRefused(ValueError):
@@ -30,16 +48,9 @@ class TrackingRefused(ValueError):
     will do better."""
 
 
-def redacted(uri: str) -> str:
-    """The URI without user, password, query and fragment."""
-    parts = urlsplit(uri)
-    host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
-    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else parts.path
-
-
 def sqlite_uri(file: Path) -> str:
     """The tracking URI of an SQLite file; absolute, because a relative one follows the working directory."""
-    return f"sqlite:///{file.resolve()}"
+    return f"{SQLITE}{file.resolve()}"
 
 
 def connect(tracking_uri: str) -> Any:
@@ -49,17 +60,23 @@ def connect(tracking_uri: str) -> Any:
         TrackingUnavailable: the store cannot be opened.
         TrackingRefused: the URI names no store that can be used.
     """
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default, 7 with growing pauses, takes minutes
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    }.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    with errors_of(tracking_uri), _quiet("mlflow.store.db.utils"):
+    os.environ[RETRIES] = "0"
+    with errors_of(tracking_uri):
+        if tracking_uri.startswith(DATABASES):
+            _check_that_it_answers(tracking_uri)
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri)
+
+
+def _check_that_it_answers(database: str) -> None:
+    """MLflow itself tries for minutes before it gives up."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    create_engine(database, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_SECONDS}).connect().close()
 
 
 @contextmanager
@@ -69,23 +86,48 @@ def errors_of(tracking_uri: str) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        with _quiet(DATABASE_LOG):
+            yield
     except MlflowException as error:
-        if error.error_code in REFUSALS:
+        if error.error_code in REFUSALS and not _is_lost_connection(error.__cause__):
             raise TrackingRefused(f"{redacted(tracking_uri)} refused the request: {error.error_code}") from None
-        raise TrackingUnavailable(tracking_uri, str(error.error_code)) from None
+        raise _unavailable(tracking_uri, error, str(error.error_code)) from None
     except ModuleNotFoundError as error:  # of a database's driver
         raise TrackingRefused(f"{redacted(tracking_uri)} needs the package {error.name}: install it") from None
     except (SQLAlchemyError, OSError) as error:  # OSError: connections, and the disk that artefacts go to
-        raise TrackingUnavailable(tracking_uri, type(error).__name__) from None
+        raise _unavailable(tracking_uri, error, type(error).__name__) from None
+
+
+def _unavailable(tracking_uri: str, error: Exception, reason: str) -> TrackingUnavailable:
+    fault = storage_fault(error, place_of(tracking_uri))
+    if is_locked_out(error):
+        reason = "another program has locked it: end that program, or wait until it is done"
+    if is_no_database(error):
+        reason = "it is damaged, or no SQLite database: restore it, or move it away and all records are sent anew"
+    return TrackingUnavailable(tracking_uri, reason if fault is None else str(fault), fault)
+
+
+def _is_lost_connection(error: BaseException | None) -> bool:
+    """Of a database: MLflow calls some of these a bad request."""
+    from sqlalchemy.exc import DBAPIError, InterfaceError
+
+    return isinstance(error, InterfaceError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+def place_of(tracking_uri: str) -> Path:
+    """The folder of an SQLite store; elsewhere that of temporary files, which is all that is written here."""
+    if tracking_uri.startswith(SQLITE):
+        return Path(tracking_uri.removeprefix(SQLITE)).parent
+    return Path(tempfile.gettempdir())
 
 
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Only errors from this logger: a new store announces each of its tables, a lost one each attempt."""
+    """Nothing from this logger: a new store announces each of its tables, a lost one writes a traceback, and what of
+    it matters is in the error."""
     log = logging.getLogger(logger)
     before = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:

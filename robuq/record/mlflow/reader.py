@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from robuq.messages import redacted
 from robuq.record.artifact_files import read_lines
 from robuq.record.layout import FAILURE, config_of, metrics_of, seconds_of
-from robuq.record.mlflow.client import BATCH, connect, errors_of, experiment_id, find_run, redacted, search_runs
+from robuq.record.mlflow.client import BATCH, connect, errors_of, experiment_id, find_run, search_runs
+from robuq.record.mlflow.tables import TrackedRow, names_in_file, rows_in_file
 from robuq.record.run_record import RunRecord
 from robuq.record.search_layout import RECORD_FILE, SEARCH
 from robuq.record.search_record import SearchRecord
@@ -28,11 +31,24 @@ def read_runs(tracking_uri: str, experiment: str) -> list[RunRecord]:
         ValueError: no such experiment.
         TrackingUnavailable: the server does not answer.
     """
+    with _collector_paused():
+        rows = rows_in_file(tracking_uri, experiment)
+        if rows is None:
+            rows = _asked(tracking_uri, experiment)
+        return [_light_record(row) for row in rows if "robuq.identity" in row.tags]
+
+
+def _asked(tracking_uri: str, experiment: str) -> list[TrackedRow]:
+    """As `rows_in_file`, by the client."""
     with errors_of(tracking_uri):
         client = connect(tracking_uri)
         found = experiment_id(client, tracking_uri, experiment)
-        with _collector_paused():
-            return [_light_record(run) for run in search_runs(client, found) if "robuq.identity" in run.data.tags]
+        return [_row_of(run) for run in search_runs(client, found)]
+
+
+def _row_of(run: Any) -> TrackedRow:
+    info, data = run.info, run.data
+    return TrackedRow(info.artifact_uri, info.start_time, info.end_time, data.tags, data.params, data.metrics)
 
 
 def experiment_names(tracking_uri: str) -> list[str]:
@@ -41,6 +57,11 @@ def experiment_names(tracking_uri: str) -> list[str]:
     Raises:
         TrackingUnavailable: the server does not answer.
     """
+    names = names_in_file(tracking_uri)
+    return sorted(set(_asked_names(tracking_uri) if names is None else names) - {"Default"})  # MLflow's own
+
+
+def _asked_names(tracking_uri: str) -> list[str]:
     with errors_of(tracking_uri):
         client, token = connect(tracking_uri), None
         names: list[str] = []
@@ -49,7 +70,7 @@ def experiment_names(tracking_uri: str) -> list[str]:
             names += [found.name for found in page]
             token = page.token
             if not token:
-                return sorted(set(names) - {"Default"})  # MLflow's own
+                return names
 
 
 def read_record(tracking_uri: str, light: RunRecord) -> RunRecord:
@@ -98,23 +119,28 @@ def fetch_artifact(tracking_uri: str, location: str) -> Path:
         return Path(download_artifacts(artifact_uri=location, tracking_uri=tracking_uri))
 
 
-def _light_record(run: Any) -> RunRecord:
-    tags, metrics = run.data.tags, run.data.metrics
-    root = run.info.artifact_uri
+def _light_record(row: TrackedRow) -> RunRecord:
+    tags: Mapping[str, Any] = row.tags
     return RunRecord(
         **json.loads(tags["robuq.identity"]),
         status=tags["robuq.status"],
         failure=tags.get(FAILURE),
-        config=config_of(run.data.params),
+        config=config_of(row.params),
         stages=json.loads(tags["robuq.stages"]),
-        seconds=seconds_of(metrics),
-        metrics=metrics_of(metrics),
-        artifacts={name: f"{root}/{name}" for name in json.loads(tags["robuq.files"])},
+        seconds=seconds_of(row.metrics),
+        metrics=metrics_of(row.metrics),
+        artifacts={name: f"{row.root}/{name}" for name in _parsed(tags["robuq.files"])},
         git={key: tags[name] for key in ("commit", "dirty") if (name := f"mlflow.source.git.{key}") in tags},
-        versions=json.loads(tags["robuq.versions"]),
-        started=(run.info.start_time or 0) / 1000,
-        finished=(run.info.end_time or 0) / 1000,
+        versions=_parsed(tags["robuq.versions"]),
+        started=(row.started or 0) / 1000,
+        finished=(row.finished or 0) / 1000,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """Of texts that most runs of a plan share. What is made of it is a copy."""
+    return json.loads(text)
 
 
 @contextmanager

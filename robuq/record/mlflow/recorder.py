@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,22 @@ from robuq.record.layout import (
     run_name,
     tags_of,
 )
-from robuq.record.mlflow.client import BATCH, SOURCE, connect, digest_of, errors_of, find_run, points_of
+from robuq.record.mlflow.client import (
+    BATCH,
+    SOURCE,
+    SQLITE,
+    connect,
+    digest_of,
+    errors_of,
+    find_run,
+    place_of,
+    points_of,
+)
 from robuq.record.mlflow.searches import send_search
 from robuq.record.run_record import RunRecord
 from robuq.record.search_record import SearchRecord
+from robuq.scratch import scratch_folder
+from robuq.storage_fault import naming
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED"}
 
@@ -126,9 +137,10 @@ class MlflowRecorder:
         from mlflow.entities import Metric, Param, RunTag
 
         run_id = run.info.run_id
-        with tempfile.TemporaryDirectory(prefix="robuq-record-") as folder:
-            names = write_artifact_files(record, Path(folder))
-            self._client.log_artifacts(run_id, folder)
+        with scratch_folder("record") as folder:
+            with naming(folder):
+                names = write_artifact_files(record, folder)
+            self._client.log_artifacts(run_id, str(folder))
         params = [Param(*item) for item in params_of(record).items()]
         tags = [RunTag(*item) for item in tags_of(record, names).items()]
         metrics = [Metric(*row) for row in metric_rows(record) if (row[0], row[3]) not in points]
@@ -157,6 +169,4 @@ def _contradicts(params: Mapping[str, str], points: Mapping[tuple[str, int], flo
 
 def _folder_beside(tracking_uri: str) -> Path | None:
     """`artifacts` beside an SQLite file; MLflow's own choice would be the working directory."""
-    if not tracking_uri.startswith("sqlite:"):
-        return None
-    return Path(tracking_uri.removeprefix("sqlite:///")).parent / "artifacts"
+    return place_of(tracking_uri) / "artifacts" if tracking_uri.startswith(SQLITE) else None

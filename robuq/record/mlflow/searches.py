@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from robuq.record.layout import FAILURE, TEXT_LIMIT, milliseconds
@@ -23,6 +21,8 @@ from robuq.record.search_layout import (
     write_search_files,
 )
 from robuq.record.search_record import Evaluation, SearchRecord
+from robuq.scratch import scratch_folder
+from robuq.storage_fault import naming
 
 PARENT = "mlflow.parentRunId"  # the tag by which the user interface nests runs
 
@@ -55,9 +55,10 @@ def send_search(client: Any, experiment: str, record: SearchRecord) -> str:
 def _send_search(client: Any, run_id: str, record: SearchRecord, points: Mapping[tuple[str, int], float]) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    with tempfile.TemporaryDirectory(prefix="robuq-search-") as folder:
-        write_search_files(record, Path(folder))
-        client.log_artifacts(run_id, folder)
+    with scratch_folder("search") as folder:
+        with naming(folder):
+            write_search_files(record, folder)
+        client.log_artifacts(run_id, str(folder))
     params = [Param(*item) for item in search_params(record).items()]
     tags = [RunTag(*item) for item in search_tags(record).items()]
     end = milliseconds(record.finished) or 0
