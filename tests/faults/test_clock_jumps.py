@@ -30,7 +30,7 @@ def commands_of_that_clock(clock: Path, tmp_path: Path) -> Iterator[FaultCommand
     if library is None:
         pytest.skip("Debian's package libfaketime is not installed")
     (folder := tmp_path / "commands").mkdir()
-    fake = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
+    fake = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1"}
     # What measures durations goes on as it does when a clock is set; files have the machine's own times.
     started = FaultCommands(folder, {**fake, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"})
     yield started
