@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from one_command import robuq
 
-from experiments import cli
 from experiments.cli_dashboard import VARIABLE, dashboard_data
 
 PLAN = """
@@ -30,16 +29,6 @@ seeds: [0]
 pretrain_seeds: [0]
 """
 Tell = Callable[..., None]
-
-
-def robuq(*words: object) -> int:
-    """The exit code of a command, in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["robuq", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browsing import CHROMIUM, LEAST, SCREENS, WAIT, Pixels, Tab, contrast_of, picture_of, served, until
+from one_command import robuq
 
 from dashboards.app import PAGES
 from experiments.cli_dashboard import dashboard_data
@@ -192,8 +193,6 @@ def see_a_stage_begin(tab: Tab, address: str, out: Path, plan: Path) -> None:
 @needs_own_records
 def test_a_search_s_report_is_one_file_without_a_network(recorded: Path, browser: Any, tmp_path: Path) -> None:
     """Carried off to another folder, in a browser that has no network at all."""
-    from conftest import robuq
-
     assert robuq("report", "searches/smoke", "--html", "--output", recorded) == 0
     file = shutil.copy(recorded / "reports" / "smoke_search" / "report.html", tmp_path)
     context = browser.new_context(viewport={"width": 390, "height": 900}, offline=True)
