@@ -168,10 +168,10 @@ def break_the_store(folder: Path) -> None:
 def study(folder: Path) -> Any:
     import optuna
 
-    from robuq.ampn.search import _open_storage
+    from robuq.ampn.search import open_storage
 
     journal = folder / "searches" / "bits" / JOURNAL
-    return optuna.create_study(storage=_open_storage(journal), study_name="bits", load_if_exists=True)
+    return optuna.create_study(storage=open_storage(journal), study_name="bits", load_if_exists=True)
 
 
 def leave_a_trial(folder: Path) -> None:

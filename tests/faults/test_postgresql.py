@@ -94,9 +94,9 @@ def test_a_wrong_password_is_one_line_without_it(
 
 
 def test_a_url_that_is_none_is_a_mistake_of_the_user() -> None:
-    from robuq.ampn.search import _open_storage
+    from robuq.ampn.search import open_storage
 
     for url in ("nosuch://user:hunter2@host/x", "postgresql+nosuch://user:hunter2@host/x"):
         with pytest.raises(ConfigError, match=r"search\.storage .*://\*\*\*@host/x") as caught:
-            _open_storage(url)
+            open_storage(url)
         assert "hunter2" not in str(caught.value)

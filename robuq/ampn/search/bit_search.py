@@ -1,27 +1,8 @@
-"""The search for a bit allocation: an Optuna study by ask and tell that can be killed at any time. Free of torch.
-
-The study is the record and the whole state. A trial is an evaluation (user attribute `number`: ours, from 0 without
-gaps) or a duplicate of one (`same_as`): a proposal that decodes to bits which were asked for before. A duplicate is
-told what its evaluation was told, and costs nothing.
-
-Optuna seeds a sampler once, so that a study opened again repeats its start. Here every proposal is drawn by a sampler
-made anew from (seed, number of trials), in a copy of the study in memory, and enters the study as one record. So it
-is a function of what the storage holds and nothing else: after a kill anywhere, a search proposes what an undisturbed
-one does. (One evaluation at a time. With several in flight the order in which they end matters, as it must.) The state
-of CMA-ES and the generations of NSGA-II are in the trials' system attributes, which the record takes along.
-
-Known allocations are evaluated as they are. A sampler sees one at its encoding if that decodes to the same bits.
-Otherwise the allocation has no place in the space: its trial has no parameters, and the copy leaves it out, because
-its value is not that of its nearest encoding.
-"""
+"""The search by ask, report and finish."""
 
 from __future__ import annotations
 
-import ast
-import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import isfinite
@@ -30,53 +11,20 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.samplers import CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState, create_trial
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from robuq.ampn.budgeted_space import search_space
-from robuq.ampn.policy import Parameter
 from robuq.ampn.problem import Bits, Problem
 from robuq.ampn.ranking import is_among_best, pareto_front
-from robuq.ampn.search_identity import check_evaluations_grow, check_same_search, search_identity
+from robuq.ampn.search.identity import check_evaluations_grow, check_same_search, search_identity
+from robuq.ampn.search.samplers import Draw, SamplerStudy, distribution, sampler_settings
+from robuq.ampn.search.study import STATES, end_like, open_storage, open_study, trial_id
 from robuq.config import ConfigError, SearchConfig
-from robuq.messages import redacted
-from robuq.scratch import scratch_folder
-from robuq.storage_fault import StorageFault, is_locked_out
 
 Verdict = Literal["go_on", "pruned"]
 
 STALE = 20  # duplicates in a row, after which proposals are drawn at random until one is new
 EXHAUSTED = 100  # duplicates in a row at random, after which the space has no more
-TENTH, FEWEST = 0.1, 5  # the best of the trials, that importances set apart: this share, and at least so many
-LOCK_SECONDS = 5  # after which a journal's lock is taken for a killed process's; an entry takes milliseconds
-OF_STUDY = "of the study"  # system attribute of a trial: see SamplerStudy
-STATES = {
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
-SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "random": (RandomSampler, {}),
-    "tpe": (TPESampler, {"n_startup_trials": 10, "n_ei_candidates": 96, "multivariate": True, "constant_liar": True}),
-    "nsga2": (NSGAIISampler, {"population_size": 8, "crossover_prob": 0.9, "swapping_prob": 0.5}),
-    "cmaes": (CmaEsSampler, {"popsize": None, "consider_pruned_trials": True, "warn_independent_sampling": False}),
-}
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What a sampler proposes, before it is decoded."""
-
-    source: str
-    params: dict[str, float]
-    notes: dict[str, Any]  # the sampler's, for its next draws
 
 
 @dataclass(frozen=True)
@@ -88,48 +36,6 @@ class Proposal:
     source: str  # name of a known allocation, or of the sampler
     params: dict[str, float]  # empty for a known allocation that the space cannot express
     values: dict[int, float]  # rungs reported before the search was opened again: steps -> loss
-
-
-class SamplerStudy:
-    """What samplers see: a copy, in memory, of the study's trials that have parameters, in their order.
-
-    An entry of the study's system attributes that a draw makes (the parents of a generation of NSGA-II) goes into the
-    notes of that draw, so that a copy made later has it too.
-    """
-
-    def __init__(self, objectives: int) -> None:
-        self._store = InMemoryStorage()
-        self._study = _open_study(self._store, "copy", objectives)
-        self._id = self._store.get_study_id_from_name("copy")
-
-    def update(self, originals: Sequence[Any]) -> None:
-        """Add the trials that are new and end those that have ended."""
-        copies = self._study.get_trials(deepcopy=False)
-        for copy, original in zip(copies, originals, strict=False):
-            if copy.state == TrialState.RUNNING and original.state.is_finished():
-                _end(self._store, self._study, copy, original)
-        for original in originals[len(copies) :]:
-            self._study.add_trial(original)
-            for key, value in original.system_attrs.get(OF_STUDY, {}).items():
-                self._store.set_study_system_attr(self._id, key, value)
-
-    def draw(self, name: str, seed: int, distributions: dict[str, Any], fixed: dict[str, float] | None) -> Draw:
-        """By a new sampler, as a running trial.
-
-        Optuna draws nothing for a trial whose parameters are fixed. NSGA-II has to be asked all the same, or the trial
-        has no generation and is never a parent.
-        """
-        before = self._store.get_study_system_attrs(self._id).keys()
-        self._study.sampler = _sampler(name, seed, distributions)
-        if fixed:
-            self._study.enqueue_trial(fixed)
-        trial = self._study.ask(distributions)
-        if fixed and name == "nsga2":
-            _ = trial.relative_params
-        drawn = self._study.get_trials(deepcopy=False)[-1]
-        after = self._store.get_study_system_attrs(self._id)
-        new = {key: value for key, value in after.items() if key not in before}
-        return Draw(name, drawn.params, {**drawn.system_attrs, OF_STUDY: new} if new else drawn.system_attrs)
 
 
 class BitSearch:
@@ -158,12 +64,12 @@ class BitSearch:
         self.config, self.name = config, study_name
         self.known = {name: tuple(bits) for name, bits in known.items()}
         self._space, self._problem = search_space(problem, config)
-        self._distributions = {name: _distribution(p) for name, p in self._space.parameters().items()}
+        self._distributions = {name: distribution(p) for name, p in self._space.parameters().items()}
         for bits in self.known.values():
             self._problem.choice_of(bits)
         self._in_flight: set[int] = set()
-        self._store = _open_storage(storage)
-        self._study = _open_study(self._store, study_name, len(config.objectives))
+        self._store = open_storage(storage)
+        self._study = open_study(self._store, study_name, len(config.objectives))
         self._sampler_study = SamplerStudy(len(config.objectives))
         self._claim()
         self._settle_left_overs()
@@ -267,7 +173,7 @@ class BitSearch:
             "sampler": self.config.sampler,
             "seed": self.config.seed,
             "seed_of_proposal": "numpy SeedSequence((seed, trials before))",
-            "settings": _settings(self.config.sampler, self._distributions),
+            "settings": sampler_settings(self.config.sampler, self._distributions),
             "duplicates_before_random": STALE,
             "random_duplicates_before_end": EXHAUSTED,
             "parameters": {name: str(distribution) for name, distribution in self._distributions.items()},
@@ -361,10 +267,10 @@ class BitSearch:
         }
 
     def _set_value(self, trial: Any, steps: int, value: float) -> None:
-        self._store.set_trial_intermediate_value(_trial_id(self._store, self.name, trial), steps, value)
+        self._store.set_trial_intermediate_value(trial_id(self._store, self.name, trial), steps, value)
 
     def _set_attr(self, trial: Any, name: str, value: Any) -> None:
-        self._store.set_trial_user_attr(_trial_id(self._store, self.name, trial), name, value)
+        self._store.set_trial_user_attr(trial_id(self._store, self.name, trial), name, value)
 
     def _tell(self, trial: Any, state: TrialState, values: list[float] | None) -> None:
         """End an evaluation and all duplicates that wait for it."""
@@ -377,7 +283,7 @@ class BitSearch:
         for trial in self._trials():
             evaluation = evaluations.get(trial.user_attrs.get("same_as", -1))
             if evaluation and trial.state == TrialState.RUNNING and evaluation.state.is_finished():
-                _end(self._store, self._study, trial, evaluation)
+                end_like(self._store, self._study, trial, evaluation)
 
     def _is_to_prune(self, trial: Any, steps: int, value: float) -> bool:
         keep = {rung.steps: rung.keep for rung in self.config.rungs}
@@ -421,157 +327,3 @@ class BitSearch:
 
 def _bits(trial: Any) -> Bits:
     return tuple(trial.user_attrs["bits"])
-
-
-def _distribution(parameter: Parameter) -> Any:
-    if parameter.integer:
-        return IntDistribution(int(parameter.low), int(parameter.high))
-    return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
-
-
-def _open_storage(storage: Path | str | None) -> Any:
-    if storage is None:
-        return InMemoryStorage()
-    if isinstance(storage, str) and "://" in storage:
-        return _open_database(storage)
-    file = Path(storage)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    drop_half_a_record(file)
-    lock = JournalFileSymlinkLock(str(file), grace_period=LOCK_SECONDS)
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
-
-
-def _open_database(url: str) -> Any:
-    """Raises ConfigError: the URL is none, or the database's driver is not installed."""
-    try:
-        return RDBStorage(url)
-    except ImportError as error:
-        needs = error.__cause__ or error.__context__ or error
-        package = getattr(needs, "name", None) or "of its driver"
-        raise ConfigError(f"search.storage {redacted(url)} needs the package {package}: install it") from None
-    except ArgumentError:
-        raise ConfigError(f"search.storage {redacted(url)}: use postgresql://USER@HOST/NAME, or none") from None
-
-
-@contextmanager
-def study_errors(storage: str | None) -> Iterator[None]:
-    """Inside, errors of a study's database become one line, without their text: it may quote the URL's password.
-
-    Raises:
-        StorageFault: the database cannot be used now; the same search goes on once it can.
-    """
-    try:
-        yield
-    except (SQLAlchemyError, StorageInternalError) as error:
-        place = redacted(storage or "")
-        why = "another program has locked it" if is_locked_out(error) else type(error.__cause__ or error).__name__
-        raise StorageFault(f"the study's database {place} is not available ({why}): look after it") from None
-
-
-def drop_half_a_record(file: Path) -> None:
-    """What a crash cut short at the end of a journal: whatever is appended to it makes the journal unreadable."""
-    if not file.exists() or not ends_in_half_a_record(file):
-        return
-    with file.open("rb+") as journal:
-        content = journal.read()
-        journal.truncate(content.rfind(b"\n") + 1)
-
-
-def ends_in_half_a_record(file: Path) -> bool:
-    content = file.read_bytes()
-    return bool(content) and not content.endswith(b"\n")
-
-
-def journal_states(file: Path) -> dict[str, list[str]]:
-    """{study: state of each trial} of a journal, which is only read: running, finished, pruned, failed.
-
-    Raises:
-        ValueError: a record in it cannot be read.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with scratch_folder("journal") as folder:
-        copy = folder / file.name
-        shutil.copyfile(file, copy)
-        drop_half_a_record(copy)
-        try:
-            store = JournalStorage(JournalFileBackend(str(copy)))
-            studies = store.get_all_studies()
-            return {
-                study.study_name: [
-                    STATES.get(trial.state, "waiting") for trial in store.get_all_trials(study._study_id)
-                ]
-                for study in studies
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: a record cannot be read ({type(error).__name__})") from None
-
-
-def importances(parameters: Mapping[str, str], trials: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """{parameter: share}, summing to 1: by how much its density among the best trials differs from that among all.
-
-    Best is the tenth of least value, and at least `FEWEST`. Source: PED-ANOVA (Watanabe et al., 2023), as Optuna's
-    dashboard shows it.
-
-    Args:
-        parameters: the space, as `sampler_settings` writes it: {name: distribution as text}.
-        trials: parameters and value of each; all of them have every parameter.
-
-    Raises:
-        ValueError: fewer than 2 * `FEWEST` trials, or the text of a parameter is no distribution.
-    """
-    if len(trials) < 2 * FEWEST:
-        raise ValueError(f"got {len(trials)} trials: importances need at least {2 * FEWEST}")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {name: _distribution_of(text) for name, text in parameters.items()}
-    study = _open_study(InMemoryStorage(), "importances", objectives=1)
-    study.add_trials(
-        [create_trial(params=dict(params), distributions=distributions, value=value) for params, value in trials]
-    )
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=max(TENTH, FEWEST / len(trials)))
-    return dict(get_param_importances(study, evaluator=evaluator, params=list(distributions)))
-
-
-def _distribution_of(text: str) -> Any:
-    """From `FloatDistribution(high=8.0, log=True, low=0.125, step=None)`."""
-    known = {kind.__name__: kind for kind in (FloatDistribution, IntDistribution)}
-    try:
-        call = ast.parse(text, mode="eval").body
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in known:
-            given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
-            return known[call.func.id](**given)
-    except SyntaxError:
-        pass
-    raise ValueError(f"{text!r} is no distribution: one of {', '.join(known)} with its bounds is")
-
-
-def _settings(name: str, distributions: dict[str, Any]) -> dict[str, Any]:
-    widths = any(isinstance(distribution, IntDistribution) for distribution in distributions.values())
-    return {**SAMPLERS[name][1], "with_margin": widths} if name == "cmaes" else dict(SAMPLERS[name][1])
-
-
-def _sampler(name: str, seed: int, distributions: dict[str, Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # of CMA-ES: with_margin, consider_pruned_trials
-        return SAMPLERS[name][0](seed=seed, **_settings(name, distributions))
-
-
-def _open_study(store: Any, name: str, objectives: int) -> Any:
-    return optuna.create_study(
-        storage=store,
-        study_name=name,
-        sampler=RandomSampler(seed=0),
-        directions=["minimize"] * objectives,
-        load_if_exists=True,
-    )
-
-
-def _trial_id(store: Any, study: str, trial: Any) -> int:
-    study_id = store.get_study_id_from_name(study)
-    return int(store.get_trial_id_from_study_id_trial_number(study_id, trial.number))
-
-
-def _end(store: Any, study: Any, trial: Any, like: Any) -> None:
-    """End a running trial with the values and the state of another."""
-    for steps, value in like.intermediate_values.items():
-        store.set_trial_intermediate_value(_trial_id(store, study.study_name, trial), steps, value)
-    study.tell(trial.number, like.values if like.state == TrialState.COMPLETE else None, like.state)
