@@ -101,7 +101,7 @@ def drawn(record: RunRecord, output: Output, config: SampleConfig, device: str) 
         ConfigError: the network is not in this output folder, or images cannot be drawn like this.
     """
     from robuq.evaluate import balanced_labels
-    from robuq.models.dit import load_dit
+    from robuq.models import load_dit
     from robuq.pipeline import MODEL
     from robuq.quant.storage import load_quantized
 

@@ -11,7 +11,7 @@ from robuq.config import TrainConfig
 from robuq.data.load import ImageData
 from robuq.diffusion.loss import drop_labels
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT
+from robuq.models import DiT
 from robuq.seeding import derived_generator, derived_seed
 
 

@@ -12,7 +12,7 @@ from robuq.batches import known_labels, noised_at_mixed_timesteps
 from robuq.config import CalibrationConfig
 from robuq.data.load import ImageData
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT
+from robuq.models import DiT
 from robuq.quant.linear import QuantizedLinear
 from robuq.quant.surgery import quantized_linears
 from robuq.seeding import derived_generator

@@ -20,7 +20,7 @@ from robuq.data.load import ImageData
 from robuq.diffusion.evaluation_mode import evaluation_mode
 from robuq.diffusion.loss import TIMESTEP_BINS
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT
+from robuq.models import DiT
 from robuq.quant.linear import QuantizedLinear
 from robuq.quant.weight_quantizer import mean_abs, rows, weight_codes
 from robuq.seeding import derived_generator

@@ -23,7 +23,7 @@ from robuq.diffusion.schedule import NoiseSchedule
 from robuq.distributions import distributions
 from robuq.metrics.classifier import FeatureClassifier
 from robuq.metrics.protocol import image_metrics
-from robuq.models.dit import DiT
+from robuq.models import DiT
 from robuq.quant.linear import QuantizedLinear
 from robuq.seeding import derived_generator
 from robuq.stages import ProgressFile

@@ -54,7 +54,7 @@ from robuq.metrics.classifier import (
     train_classifier,
 )
 from robuq.metrics.protocol import real_floor
-from robuq.models.dit import DiT, build_dit, load_dit, save_dit
+from robuq.models import DiT, build_dit, load_dit, save_dit
 from robuq.quant.bits import set_bits_
 from robuq.quant.storage import load_quantized, save_quantized
 from robuq.quant.surgery import needs_calibration, quantize_

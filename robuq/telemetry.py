@@ -21,7 +21,7 @@ from robuq.batches import known_labels, noised_at_mixed_timesteps
 from robuq.config import BLOCK_ROLES, Transform
 from robuq.data.load import ImageData
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT
+from robuq.models import DiT
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.grids import levels
 from robuq.quant.hadamard import Rotation

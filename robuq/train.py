@@ -28,7 +28,7 @@ from robuq.config import ConfigError, TrainConfig
 from robuq.data.load import ImageData
 from robuq.diffusion.loss import noise_prediction_loss
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT
+from robuq.models import DiT
 from robuq.stages import ProgressFile
 from robuq.stopping import Stopped, stop_requested
 from robuq.telemetry import LayerTelemetry

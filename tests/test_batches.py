@@ -10,7 +10,7 @@ from robuq.batches import Batches, known_labels, noised_at_mixed_timesteps
 from robuq.config import MODEL_PRESETS, DataConfig, DiffusionConfig, TrainConfig
 from robuq.data.load import ImageData, load_data
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import build_dit
+from robuq.models import build_dit
 
 NANO = MODEL_PRESETS["nano"]
 

@@ -19,7 +19,7 @@ from robuq.config import (
 )
 from robuq.data.load import ImageData, load_data
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT, build_dit
+from robuq.models import DiT, build_dit
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.surgery import needs_calibration, quantize_, quantized_linears
 from robuq.telemetry import captured_inputs

@@ -42,7 +42,7 @@ from robuq.distributions import (
     token_shapes,
     weight_shapes,
 )
-from robuq.models.dit import DiT, build_dit
+from robuq.models import DiT, build_dit
 from robuq.quant.linear import QuantizedLinear
 from robuq.quant.surgery import quantize_
 from robuq.telemetry import block_layers, excess_kurtosis, kl_to_normal

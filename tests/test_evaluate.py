@@ -35,7 +35,7 @@ from robuq.evaluate import (
 )
 from robuq.metrics.classifier import FeatureClassifier, train_classifier
 from robuq.metrics.protocol import image_metrics, reference_features
-from robuq.models.dit import DiT, build_dit
+from robuq.models import DiT, build_dit
 from robuq.quant.surgery import quantize_
 from robuq.variants import variant
 

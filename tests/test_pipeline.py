@@ -37,7 +37,7 @@ from robuq.data.fingerprint import data_fingerprint
 from robuq.data.load import load_data
 from robuq.diffusion.schedule import NoiseSchedule
 from robuq.evaluate import probe_loss
-from robuq.models.dit import build_dit, load_dit, save_dit
+from robuq.models import build_dit, load_dit, save_dit
 from robuq.pipeline import StageFailed, run_stage
 from robuq.quant.bits import decision_layers
 from robuq.quant.storage import load_quantized

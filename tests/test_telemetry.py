@@ -25,7 +25,7 @@ from robuq.config import (
 from robuq.config.quant import Granularity
 from robuq.data.load import ImageData, load_data
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT, build_dit
+from robuq.models import DiT, build_dit
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.grids import gaussian_step, levels
 from robuq.quant.hadamard import Rotation

@@ -28,7 +28,7 @@ from robuq.config import (
 from robuq.data.load import ImageData, load_data
 from robuq.diffusion.loss import noise_prediction_loss
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT, build_dit
+from robuq.models import DiT, build_dit
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.surgery import quantize_
 from robuq.stopping import Stopped, forget_request, request_stop

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from robuq.config import BLOCK_ROLES, ConfigError, PrecisionMap, RunConfig, display_label, module_names, resolve_specs
-from robuq.models.dit import build_dit
+from robuq.models import build_dit
 from robuq.variants import ADALN_4, ATTENTION_8, VARIANTS, ampn, recipe, variant
 
 CONTROLS = ("full_precision", "ternary_only", "ternary_rotation", "ternary_low_rank_rotation")  # activations stay

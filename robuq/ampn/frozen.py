@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from robuq.models.dit import DiT
+from robuq.models import DiT
 from robuq.quant.bits import decision_layers, with_bits
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.linear import QuantizedLinear

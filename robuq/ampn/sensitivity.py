@@ -40,7 +40,8 @@ from robuq.config import BLOCK_ROLES, ConfigError, SensitivityConfig, decision_n
 from robuq.data.load import ImageData
 from robuq.diffusion.loss import stratified_timesteps
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT, activation, feed_forward, modulated_block, modulations
+from robuq.models import DiT
+from robuq.models.dit import activation, feed_forward, modulated_block, modulations
 from robuq.quant.bits import decision_layers, with_bits
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.seeding import derived_generator

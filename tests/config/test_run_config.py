@@ -28,7 +28,7 @@ from robuq.config import (
     model_preset,
 )
 from robuq.diffusion.sampler import sample_images
-from robuq.models.dit import build_dit
+from robuq.models import build_dit
 from robuq.stages import stages_of
 from robuq.variants import variant
 

@@ -15,7 +15,7 @@ from experiments.overrides import parse_settings
 from experiments.plan import build_plan, find_plan, load_plan, packaged_plans, single_run
 from experiments.points import expand
 from robuq.config import BLOCK_ROLES, ConfigError, RunConfig, resolve_specs
-from robuq.models.dit import build_dit
+from robuq.models import build_dit
 from robuq.variants import variant
 
 

@@ -18,7 +18,7 @@ from experiments.output import Output
 from robuq.config import MODEL_PRESETS, DataConfig, DiffusionConfig, TrainConfig, resolve_specs
 from robuq.data.load import ImageData, load_data
 from robuq.diffusion.schedule import NoiseSchedule
-from robuq.models.dit import DiT, build_dit
+from robuq.models import DiT, build_dit
 from robuq.quant.surgery import quantize_
 from robuq.stages import StageStore, make_stage
 from robuq.train import RowFile, train

@@ -26,7 +26,7 @@ from robuq.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from robuq.config import FeatureConfig, ModelConfig, resolve_specs
 from robuq.data.fingerprint import data_fingerprint
 from robuq.metrics.classifier import build_classifier, load_classifier, save_classifier
-from robuq.models.dit import build_dit, load_dit, save_dit
+from robuq.models import build_dit, load_dit, save_dit
 from robuq.quant.storage import load_quantized, save_quantized
 from robuq.quant.surgery import quantize_
 from robuq.record.run_record import RunRecord

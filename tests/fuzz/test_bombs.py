@@ -21,7 +21,7 @@ from experiments.search_file import build_search
 from robuq.ampn.bits_file import read_bits
 from robuq.config import ConfigError, DataConfig, ModelConfig
 from robuq.data.load import load_data
-from robuq.models.dit import build_dit, save_dit
+from robuq.models import build_dit, save_dit
 from robuq.quant.storage import load_quantized
 
 ROOM = 64 << 20  # bytes

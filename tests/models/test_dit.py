@@ -9,7 +9,8 @@ from torch import nn
 
 from robuq.config import EMBEDDING_MODULES, FINAL_MODULES, ROLES, ModelConfig, model_preset, module_names
 from robuq.models import DiT, build_dit, diffusers_state
-from robuq.models.dit import diffusers_sizes, modulated_block, modulations
+from robuq.models.build import diffusers_sizes
+from robuq.models.dit import modulated_block, modulations
 
 LATENT = ModelConfig(
     image_size=8, in_channels=4, learned_variance=True, width=48, num_layers=3, num_heads=4, num_classes=7

@@ -10,7 +10,7 @@ from torch import nn
 
 from robuq.config import ConfigError, ModelConfig, model_preset
 from robuq.models import build_dit, diffusers_state, load_dit, save_dit
-from robuq.models.dit import diffusers_sizes
+from robuq.models.build import diffusers_sizes
 
 CONFIG = ModelConfig(
     image_size=8, in_channels=4, learned_variance=True, width=32, num_layers=3, num_heads=2, num_classes=5

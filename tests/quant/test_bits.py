@@ -15,7 +15,7 @@ from robuq.config import (
     decision_name,
     resolve_specs,
 )
-from robuq.models.dit import DiT, build_dit
+from robuq.models import DiT, build_dit
 from robuq.quant.bits import decision_layers, set_bits_, with_bits
 from robuq.quant.fake_quantizer import ActFakeQuantizer
 from robuq.quant.grids import levels

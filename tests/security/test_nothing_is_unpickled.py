@@ -21,7 +21,7 @@ from experiments.plan_yaml import read_yaml
 from robuq.config import ConfigError, DataConfig, ModelConfig
 from robuq.data.load import load_data
 from robuq.evaluate import drawn_images
-from robuq.models.dit import build_dit, load_dit, save_dit
+from robuq.models import build_dit, load_dit, save_dit
 from robuq.record.artifact_files import write_artifact_files
 from robuq.record.run_record import RunRecord
 

@@ -12,7 +12,8 @@ from experiments.output import Output
 from experiments.plan import build_plan, single_run
 from experiments.search_file import build_search
 from robuq.config import ConfigError, ModelConfig
-from robuq.models.dit import WEIGHTS, build_dit, load_dit, save_dit
+from robuq.models import build_dit, load_dit, save_dit
+from robuq.models.dit_files import WEIGHTS
 from robuq.record.artifact_files import write_artifact_files
 from robuq.record.run_record import RunRecord
 
