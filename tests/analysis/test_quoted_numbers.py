@@ -65,3 +65,19 @@ def test_a_number_that_no_table_has_is_noticed() -> None:
     assert not rounds_to(0.00836, "0.0083")
     assert rounds_to(-0.00835, "−0.0083")
     assert not rounds_to(0.0083, "−0.0083")
+
+
+def test_measured_speeds_in_the_readme_are_those_of_their_reports() -> None:
+    table = (ROOT / "README.md").read_text().partition("## How fast it is")[2].partition("## ")[0]
+    report, missing, seen = "", [], 0
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 4 and re.search(r"\d", cells[1]):
+            if link := re.search(r"\((.*?)\)", cells[3]):  # an empty cell: the report of the row above
+                report = (ROOT / link[1]).read_text()
+            of_report = [number(text) for text in re.findall(NUMBER, report)]
+            quoted = re.findall(NUMBER, cells[1])
+            seen += len(quoted)
+            missing += [(cells[0], text) for text in quoted if not any(rounds_to(each, text) for each in of_report)]
+    assert seen > 5
+    assert missing == []
