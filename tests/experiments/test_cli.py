@@ -5,36 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_in_process import Robuq
 from PIL import Image
 
 from experiments import cli
 from robuq.record.mlflow import MlflowRecorder, TrackingUnavailable, connect, read_runs, sqlite_uri
 from robuq.variants import VARIANTS
 
-Robuq = Callable[..., tuple[int, str, str]]
 TINY = "name: tiny\npreset: nano\ngrid: {variant: [full_precision, baseline]}\nseeds: [0]\npretrain_seeds: [0]\n"
-
-
-@pytest.fixture
-def robuq(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Robuq:
-    """(exit code, standard output, standard error) of a command, in this process."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robuq", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 # --- without running anything ---------------------------------------------------------------------------------

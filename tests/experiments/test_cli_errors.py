@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_in_process import Robuq, finished_record
 
 from experiments import cli
 from experiments.cli_options import command_line
@@ -16,24 +17,18 @@ from experiments.executors import check_device
 from experiments.output import Output
 from experiments.plan import single_run
 from robuq.config import ConfigError
-from robuq.record.run_record import RunRecord
 
 Complaint = Callable[..., str]
 NO_GPU = f"cuda:{torch.cuda.device_count()}"  # one more than there are
 
 
 @pytest.fixture
-def complaint(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Complaint:
+def complaint(robuq: Robuq) -> Complaint:
     """The one line that a command ends with."""
 
     def run(*words: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["robuq", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert ended.value.code == 2
-        assert out == ""
+        code, out, err = robuq(*words)
+        assert (code, out) == (2, "")
         assert len(err.splitlines()) == 1
         return err.removeprefix("robuq: ").strip()
 
@@ -44,21 +39,7 @@ def complaint(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 def results(tmp_path: Path) -> Path:
     """An output folder with one recorded run, `baseline/0`, whose stages are gone."""
     run = single_run("baseline", 2, "nano", 0, {})
-    record = RunRecord(
-        plan="p",
-        key=run.key(),
-        variant=run.variant,
-        label=run.label,
-        act_bits=2.0,
-        seed=0,
-        pretrain_seed=0,
-        status="finished",
-        protocol="x",
-        dataset="digits",
-        config=run.model_dump(mode="json"),
-        stages={},
-    )
-    Output(tmp_path / "results").save(record)
+    Output(tmp_path / "results").save(finished_record(run, "p"))
     return tmp_path / "results"
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_in_process import Robuq
 
 from analysis.figures import convergence
 from analysis.paper import ARTEFACTS
-from experiments import cli
 
-Robuq = Callable[..., tuple[int, str, str]]
 TINY = (  # two runs of the main plan
     *("preset=nano", "base.pretrain.steps=4", "base.train.steps=2", "base.train.telemetry_every=0"),
     *("grid.variant=baseline,robuq_uniform", "act_bits=2", "include=[]", "seeds=0"),
@@ -23,21 +20,10 @@ SETTINGS = [word for setting in TINY for word in ("--set", setting)]
 VERBS = ("paper", "table", "figure", "provenance")
 
 
-@pytest.fixture
-def robuq(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Robuq:
-    """(exit code, standard output, standard error) of a command, in this process."""
-    monkeypatch.setattr(convergence, "VALUES", convergence.VALUES // 64)  # of each point of a computed figure
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robuq", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, captured.out, captured.err
-
-    return run
+@pytest.fixture(autouse=True)
+def few_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each point of a computed figure."""
+    monkeypatch.setattr(convergence, "VALUES", convergence.VALUES // 64)
 
 
 # --- without any run ----------------------------------------------------------------------------------------------

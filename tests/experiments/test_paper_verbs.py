@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from command_in_process import finished_record
 
 from analysis.figures import convergence
 from experiments.output import Output
@@ -10,7 +11,6 @@ from experiments.paper import artefact_lines, check_paper, missing_lines, proven
 from experiments.plan import load_plan
 from robuq.config import ConfigError
 from robuq.record.mlflow import MlflowRecorder
-from robuq.record.run_record import RunRecord
 
 SMALL = ["seeds=0", "act_bits=2"]
 
@@ -25,21 +25,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
     ]
     other = load_plan("paper_unconditional", [*SMALL, "train.steps=50"]).runs[0]
     for place, run in enumerate([*wanted, other]):
-        record = RunRecord(
-            plan="paper_unconditional",
-            key=run.key(),
-            variant=run.variant,
-            label=run.label,
-            act_bits=2.0,
-            seed=0,
-            pretrain_seed=0,
-            status="finished",
-            protocol="aaaaaaaaaaaa",
-            dataset="digits",
-            config=run.model_dump(mode="json"),
-            stages={},
-            metrics={"held_out_loss": 0.1 + 0.01 * place},
-        )
+        record = finished_record(run, "paper_unconditional", metrics={"held_out_loss": 0.1 + 0.01 * place})
         output.save(record)
         recorder.record(record)
     return output

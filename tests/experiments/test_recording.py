@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_in_process import finished_record
 from toy_stages import toy
 
 from experiments import cli
@@ -19,7 +20,6 @@ from experiments.recording import Recording
 from experiments.reporting import write_plan_report
 from robuq.config import ConfigError, RunConfig
 from robuq.record.mlflow import MlflowRecorder, read_runs
-from robuq.record.run_record import RunRecord
 from robuq.stages import Stage, StageStore
 
 UNUSABLE = "foo://user:hunter2@host/x"
@@ -95,22 +95,8 @@ def test_commands_refuse_it_in_one_line_before_anything_runs(
 def recorded_plan(output: Output, tokens: Path) -> Any:
     plan = build_plan({"name": "tiny", "preset": "nano", "grid": {"variant": ["minmax"]}})
     (run,) = plan.runs
-    record = RunRecord(
-        plan="tiny",
-        key=run.key(),
-        variant=run.variant,
-        label=run.label,
-        act_bits=2.0,
-        seed=0,
-        pretrain_seed=0,
-        status="finished",
-        protocol="x",
-        dataset="digits",
-        config=run.model_dump(mode="json"),
-        stages={},
-        metrics={"held_out_loss": 0.1},
-        artifacts={"tokens.npz": str(tokens)},
-    )
+    metrics, files = {"held_out_loss": 0.1}, {"tokens.npz": str(tokens)}
+    record = finished_record(run, "tiny", metrics=metrics, artifacts=files)
     MlflowRecorder(output.tracking_uri(), output.folder / "artifacts").record(record)
     return plan
 

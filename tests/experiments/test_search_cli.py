@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_in_process import Robuq
 from toy_search import Interrupted, search_work
 from toy_stages import executed
 
-from experiments import cli
+from experiments import cli_runs
 from experiments.executors import LocalExecutor
 from experiments.output import Output
 from robuq.record.mlflow import MlflowRecorder, TrackingUnavailable, connect, read_runs, read_search, sqlite_uri
 
-Robuq = Callable[..., tuple[int, str, str]]
 TINY = """
 name: tiny_search
 preset: nano
@@ -28,22 +26,6 @@ search:
   rungs: [{steps: 0, keep: 0.5}, {steps: 4}]
   confirm_seeds: [1]
 """
-
-
-@pytest.fixture
-def robuq(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Robuq:
-    """(exit code, standard output, standard error) of a command, in this process."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robuq", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -159,7 +141,7 @@ def test_a_run_takes_its_bits_from_a_file(robuq: Robuq, tmp_path: Path, monkeypa
         runs.extend(job.run for job in jobs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_launched", launched)
+    monkeypatch.setattr(cli_runs, "launched", launched)
     assert robuq("train", "robuq", "--preset", "nano", "--bits", file, "--output", tmp_path)[0] == 130
     assert runs[0].ampn is None
     assert runs[0].allocation.bits == bits
