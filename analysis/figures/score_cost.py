@@ -16,7 +16,7 @@ from analysis.figures.samples import samples_data, tile
 from analysis.load import finished
 from analysis.methods import bits_group
 from analysis.stats import estimate_columns, mean_interval
-from analysis.style import BLACK, COLUMN_WIDTH, LOOKS, styled
+from analysis.style import BLACK, COLUMN_WIDTH, GREY, LOOKS, styled
 from robuq.config import BitAllocation, RunConfig
 from robuq.cost import layer_costs, paper_gflops
 from robuq.record.run_record import RunRecord
@@ -27,7 +27,7 @@ REFERENCE = "full_precision"
 IMAGES = 4  # rows of the grid
 DODGE = 0.012  # of the costs' range, between methods of one cost
 NEAR = 0.06  # of the costs' range: points of one width that are no farther apart have one label
-LABEL = (0.13, 0.075)  # of the panel, that a label takes
+LABEL = (0.13, 0.095)  # of the panel, that a label takes
 AXES = {"gflops": r"$10^6$ FLOPs, as the paper draws", "bops": r"$10^9$ bit operations"}
 UNITS = {"gflops": 1e-3, "bops": 1e9}  # of the data in the axis' unit
 
@@ -79,10 +79,11 @@ def plot_score_cost(data: pd.DataFrame, cost: str, ax: Axes, names: Mapping[str,
     ax.margins(x=0.12, y=0.2)
 
 
-def name_widths(data: pd.DataFrame, cost: str, ax: Axes) -> None:
-    """`A2` once above all points of one width and nearly one cost; what would touch another label stands above it.
+def name_widths(data: pd.DataFrame, cost: str, ax: Axes) -> float:
+    """`A2` once above all points of one width and nearly one cost; what would touch another label stands above it, and
+    a line leads down to its points. After everything is drawn, because it is placed by the panel's limits.
 
-    After everything is drawn, because it is placed by the panel's limits.
+    Returns the upper end of the highest label, as a score.
     """
     points = data[(data["variant"] != REFERENCE) & data[cost].notna()]
     ax.autoscale_view()
@@ -91,12 +92,18 @@ def name_widths(data: pd.DataFrame, cost: str, ax: Axes) -> None:
     inside = ax.transData + ax.transAxes.inverted()  # the panel is one wide and one high
     taken: list[tuple[float, float]] = []
     for (bits, _), part in points.assign(top=top).groupby(["bits", steps]):
-        x, y = inside.transform((float(part[cost].mean()) / UNITS[cost], float(part["top"].max())))
+        below = (float(part[cost].mean()) / UNITS[cost], float(part["top"].max()))
+        x, start = inside.transform(below)
+        y = start
         while any(abs(x - other) < LABEL[0] and abs(y - at) < LABEL[1] for other, at in taken):
             y += LABEL[1] / 2
         taken.append((x, y))
         right, up = inside.inverted().transform((x, y))
+        if y > start:
+            ax.plot([below[0], right], [below[1], up], color=GREY, lw=0.4, zorder=0)
         ax.annotate(f"A{bits:g}", (right, up), (0, 2), textcoords="offset points", ha="center", fontsize=6)
+    highest = max((y for _, y in taken), default=0.0) + LABEL[1]
+    return float(inside.inverted().transform((0, highest))[1])
 
 
 def plot_columns(samples: pd.DataFrame, ax: Axes, names: Mapping[str, str]) -> None:
@@ -134,8 +141,8 @@ def score_cost_figure(data: pd.DataFrame, samples: pd.DataFrame, names: Mapping[
         left, right = upper.subplots(1, 2, sharey=True)
         plot_score_cost(data, "gflops", left, names)
         plot_score_cost(data, "bops", right, names)
-        for cost, ax in (("gflops", left), ("bops", right)):
-            name_widths(data, cost, ax)
+        highest = max(name_widths(data, cost, ax) for cost, ax in (("gflops", left), ("bops", right)))
+        left.set_ylim(top=max(highest, left.get_ylim()[1]))
         left.set_ylabel("classifier score")
         handles, labels = right.get_legend_handles_labels()
         upper.legend(handles, labels, loc="outside upper center", ncols=3, columnspacing=0.8, handlelength=1.8)
