@@ -1,7 +1,7 @@
 """How far a plan is, read off the folders of its stages: while a sweep runs, and without asking it.
 
-`plan` is what `robuq plan --json` prints: its `runs` name the key of each of their stages. A stage is done when its
-folder is there, and begun when its working folder is (`robuq.stages`), so that one listing a kind tells all.
+`plan` is what `robuq plan --json` prints, of which `runs` with the keys of their stages are enough. A stage is done
+when its folder is there, and begun when its working folder is (`robuq.stages`), so that one listing a kind tells all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from robuq.stages import KINDS, ProgressFile
 Plan = Mapping[str, Any]
 TIMED = 20  # finished stages of one kind whose time is averaged
 STATES = ("finished", "failed", "started", "waiting")
-PROGRESS = ("step", "steps", "steps_per_second", "loss", "seconds_left", "quiet_seconds")
+PROGRESS = ("step", "steps", "progress", "steps_per_second", "loss", "seconds_left", "quiet_seconds")
 RUN_COLUMNS = ("key", "variant", "label", "seed", "state", "stages_done", "stages", "stage", *PROGRESS, "failure")
 WORK_COLUMNS = ("stage", "key", "state", *PROGRESS, "failure")
 
@@ -132,6 +132,7 @@ def _progress(work: Path) -> dict[str, float]:
     return {
         "step": step,
         "steps": steps,
+        "progress": step / steps if steps else math.nan,
         "steps_per_second": speed,
         "loss": math.nan if loss is None else loss,
         "seconds_left": (steps - step) / speed,

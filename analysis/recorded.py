@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ from analysis.load import runs_frame
 from robuq.ampn.table import SensitivityTable
 from robuq.config import ConfigError
 from robuq.record.mlflow import (
+    NO_RUNS,
+    KnownRuns,
     TrackingRefused,
     TrackingUnavailable,
     experiment_names,
     fetch_artifact,
+    read_changed,
     read_history,
     read_record,
-    read_runs,
     read_search,
     redacted,
 )
@@ -61,27 +64,40 @@ class Source:
     def _file(self) -> Path | None:
         return Path(self.uri.removeprefix(SQLITE)) if self.uri.startswith(SQLITE) else None
 
-    def fingerprint(self, plan: str = "") -> str:
-        """Changes when a record of the plan comes or changes (without a plan: of any plan); a server, which has no
-        files to look at, is asked again every half minute."""
+    def fingerprint(self) -> str:
+        """Changes with every change of the store; a server, which has no files to look at, is asked again every half
+        minute."""
         file = self._file()
         if file is None:
             return str(int(time.time() / SERVER_SECONDS))
-        own = [self.folder / "runs" / plan, self.folder / "searches" / plan / "search.json"] if self.folder else []
-        if plan and any(path.exists() for path in own):
-            return _stamp(own)
-        return _stamp([file, file.with_name(f"{file.name}-wal")])
+        return f"{_stamp(file)} {_stamp(file.with_name(f'{file.name}-wal'))} {_changes(file)}"
+
+    def search_fingerprint(self, name: str) -> str:
+        """Changes with every change of that search's record."""
+        return self.fingerprint() if self.folder is None else _stamp(self.search_file(name))
+
+    def search_file(self, name: str) -> Path:
+        """Of the output folder, also while the search is under way."""
+        if self.folder is None:
+            raise ValueError(f"{self.name} is no output folder: its searches are in the store alone")
+        return self.folder / "searches" / name / "search.json"
 
 
-def _stamp(files: list[Path]) -> str:
-    stamps = []
-    for file in files:
-        try:
-            state = file.stat()
-        except FileNotFoundError:
-            continue
-        stamps.append(f"{state.st_mtime_ns}.{state.st_size}")
-    return " ".join(stamps)
+def _stamp(file: Path) -> str:
+    try:
+        state = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return f"{state.st_mtime_ns}.{state.st_size}"
+
+
+def _changes(file: Path) -> str:
+    """SQLite's own count of changes, in bytes 24 to 27: two changes may come at one time of the clock."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(28)[24:].hex()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 @contextmanager
@@ -103,17 +119,51 @@ def plan_names(source: Source) -> list[str]:
         return experiment_names(source.uri)
 
 
-def plan_records(source: Source, plan: str) -> list[RunRecord]:
-    """Light ones, as `read_runs` gives them."""
-    if not source.is_there:
-        return []
-    with reading(source):
-        return read_runs(source.uri, plan)
+class PlanRuns:
+    """The runs of a plan, for whoever looks again and again: read when the store has changed, as far as they have."""
+
+    def __init__(self, source: Source, plan: str) -> None:
+        self._source, self._plan = source, plan
+        self._known, self._store = NO_RUNS, ""
+        self._lock = threading.Lock()  # who comes while another reads, waits, and need not read
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `records` has nothing to read."""
+        return self._store == self._source.fingerprint()
+
+    def records(self) -> KnownRuns:
+        """The same object as long as nothing of the plan has changed.
+
+        Raises:
+            StoreAway: the store cannot be read now.
+        """
+        with self._lock:
+            store = self._source.fingerprint()  # before reading: what comes meanwhile is found the next time
+            if store != self._store:
+                self._known = self._read()
+                self._store = store
+            return self._known
+
+    def _read(self) -> KnownRuns:
+        if not self._source.is_there:
+            return NO_RUNS
+        with reading(self._source):
+            return read_changed(self._source.uri, self._plan, self._known)
 
 
-def frame_of(records: Sequence[RunRecord]) -> pd.DataFrame:
+def frame_of(records: Iterable[RunRecord]) -> pd.DataFrame:
     """As `analysis.load` has them; no rows for what has only a search."""
-    return runs_frame(records)
+    return runs_frame(list(records))
+
+
+def counts_data(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a plan: plan, finished, failed. `runs`: by plan, as `frame_of` has them."""
+    rows = []
+    for plan, own in runs.items():
+        failed = int((own["status"] == "failed").sum())
+        rows.append({"plan": plan, "finished": len(own) - failed, "failed": failed})
+    return pd.DataFrame(rows, columns=["plan", "finished", "failed"])
 
 
 def whole_record(source: Source, light: RunRecord) -> RunRecord:
@@ -153,7 +203,7 @@ def search_record(source: Source, name: str) -> SearchRecord | None:
     """None: there is no search of that name."""
     with reading(source):
         if source.folder is not None:
-            file = source.folder / "searches" / name / "search.json"
+            file = source.search_file(name)
             return SearchRecord.parse(json.loads(file.read_text()), file.name) if file.is_file() else None
         try:
             return read_search(source.uri, name)

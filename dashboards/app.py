@@ -11,6 +11,7 @@ import streamlit as st
 
 from analysis.recorded import StoreAway
 from dashboards import show
+from dashboards.cached import one_moment
 from dashboards.settings import Settings, settings
 
 PAGES = {  # path, which is also the module -> title; the first is the start
@@ -37,10 +38,13 @@ def view(path: str) -> Callable[[Settings], None]:
 
 
 def run_page(path: str) -> None:
-    """A store that goes away is a message and a way on, never a traceback; so is what analysis refuses to compare."""
+    """The title is in sight before anything is imported or read. A store that goes away is a message and a way on,
+    never a traceback; so is what analysis refuses to compare."""
+    st.title(PAGES[path])
     own = settings()
     try:
-        view(path)(own)
+        with one_moment():
+            view(path)(own)
     except StoreAway as error:
         st.error(f"The records cannot be read now: {error}")
         st.write(f"The page tries again every {show.AGAIN} seconds. If the records were removed, make them anew:")

@@ -17,8 +17,9 @@ VARIABLE = "ROBUQ_DASHBOARD"
 
 @dataclass(frozen=True)
 class Settings:
-    """`uri` and `folder` as of `Source`; `options`: what commands need to write there, as text; `plans`: what
-    `robuq plan --json` prints of each plan that is watched, by name; `baseline`: by name of the plan."""
+    """`uri` and `folder` as of `Source`; `options`: what commands need to write there, as text; `plans`: of each plan
+    that is watched, by name, its description and its runs with their stages as `robuq plan --json` has them (None
+    until the command has found them); `baselines`: by name of the plan."""
 
     uri: str
     folder: str | None

@@ -8,14 +8,18 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from experiments.cli_options import RESULTS, Folder, Settings, Tracking
 from robuq.config import ConfigError
 from robuq.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    from experiments.plan import Plan
 
 dashboard_app = typer.Typer()
 
@@ -42,15 +46,30 @@ def dashboard(
     robuq dashboard --tracking-uri http://tracking:5000
     """
     check_installed()
+    from experiments.plan import load_plan
+
+    loaded = [load_plan(name, settings or []) for name in plan or []]
     with scratch_folder("dashboard") as folder:  # its owner's alone: a URI may hold secrets
         file = folder / "settings.json"
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(dashboard_data(output, plan or [], settings or [], tracking_uri)), encoding="utf-8")
+        _write(file, dashboard_data(output, loaded, tracking_uri, with_runs=False))
         print(f"http://{HOST}:{port}", flush=True)
-        environment = {**os.environ, VARIABLE: str(file)}
-        code = subprocess.run(streamlit_command(port), env=environment, check=False).returncode
+        with subprocess.Popen(streamlit_command(port), env={**os.environ, VARIABLE: str(file)}) as server:
+            try:
+                if loaded:  # the runs of a long plan take seconds, and pages can be opened before
+                    _write(file, dashboard_data(output, loaded, tracking_uri))
+                code = server.wait()
+            finally:
+                server.kill()  # unless it has ended
     if code:
         raise typer.Exit(code)
+
+
+def _write(file: Path, data: dict[str, Any]) -> None:
+    """Whole or not at all: the pages read it at any time."""
+    temporary = file.with_suffix(".new")
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps(data), encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def check_installed() -> None:
@@ -59,23 +78,44 @@ def check_installed() -> None:
         raise ConfigError("the dashboard needs Streamlit: pip install 'robuq[dashboard]'")
 
 
-def dashboard_data(output: Path, plans: list[str], settings: list[str], tracking_uri: str | None) -> dict[str, Any]:
-    """What `dashboards.settings.Settings` holds. Plans are resolved here, because the pages know none."""
-    from experiments.launch import jobs_of
+def dashboard_data(
+    output: Path, plans: Sequence[Plan], tracking_uri: str | None, with_runs: bool = True
+) -> dict[str, Any]:
+    """What `dashboards.settings.Settings` holds. Plans are resolved here, because the pages know none; not
+    `with_runs`: only their names, which is a matter of milliseconds.
+
+    Raises:
+        ConfigError: a data set's files are missing.
+    """
     from experiments.output import Output
-    from experiments.overview import plan_data
-    from experiments.plan import load_plan
 
     folder = Output(output)
     uri = tracking_uri or folder.tracking_uri()
-    loaded = [load_plan(name, settings) for name in plans]
     return {
         "uri": uri,
         "folder": str(folder.folder) if uri == folder.tracking_uri() else None,
         "options": "--tracking-uri URI" if tracking_uri else shlex.join(["--output", str(output)]),
-        "plans": {one.name: plan_data(one, jobs_of(one.runs), folder, workers=1) for one in loaded},
-        "baselines": {one.name: one.report.baseline for one in loaded},
+        "plans": {
+            one.name: {"description": one.description, "runs": _runs_data(one) if with_runs else None} for one in plans
+        },
+        "baselines": {one.name: one.report.baseline for one in plans},
     }
+
+
+def _runs_data(plan: Plan) -> list[dict[str, Any]]:
+    """As `robuq plan --json` has them, but for what is done by now: the pages look for themselves."""
+    from experiments.launch import jobs_of
+
+    return [
+        {
+            "key": job.run.key(),
+            "variant": job.run.variant,
+            "label": job.run.label,
+            "seed": job.run.seed,
+            "stages": {stage.kind: {"key": stage.key} for stage in job.stages},
+        }
+        for job in jobs_of(plan.runs)
+    ]
 
 
 def streamlit_command(port: int) -> list[str]:

@@ -29,7 +29,6 @@ from dashboards.settings import Settings
 
 
 def page(settings: Settings) -> None:
-    st.title("Ablation")
     names = plan_names(settings.source)
     if not names:
         show.empty("No run is recorded yet.", settings.command("sweep smoke"))
@@ -83,7 +82,7 @@ def _curves(settings: Settings, plan: str, a: pd.DataFrame, b: pd.DataFrame, nam
         caption = "Training loss of quantization-aware training, smoothed. Lines: means over seeds; bands: their range."
         return draw("curves", lambda: (losses_figure(data, names), data, caption))
 
-    shown: Any = kept(settings.source, plan, ("curves", *names), make)
+    shown: Any = kept(settings.source, [plan], ("curves", *names), make, keys=list(runs["key"]))
     if shown is None:
         st.write("Neither has a recorded history.")
     else:

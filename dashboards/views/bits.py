@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -15,7 +17,15 @@ from analysis.methods import WEIGHTINGS
 from analysis.pictures import draw
 from analysis.recorded import sensitivity_of_run, sensitivity_of_search
 from dashboards import show
-from dashboards.cached import kept, plan_names, plan_records, search_names, search_record, whole_record
+from dashboards.cached import (
+    kept,
+    kept_of_search,
+    plan_names,
+    plan_records,
+    search_names,
+    search_record,
+    whole_record,
+)
 from dashboards.controls import choice, number
 from dashboards.settings import Settings
 
@@ -27,15 +37,14 @@ BITS, BOPS = 0.05, 60  # step of the slider in bits; steps of the slider in bit 
 class Recorded:
     """One recorded sensitivity, with the allocation that was made of it if there is one."""
 
-    name: str
-    plan: str
+    plan: str  # or search
+    key: str  # of the run; empty for a search
     table: Any
     config: dict[str, Any]
     allocation: dict[str, int]
 
 
 def page(settings: Settings) -> None:
-    st.title("Bits")
     found = _sources(settings)
     if not found:
         what = "No sensitivity is recorded yet: a plan with the variant `robuq` measures one, and so does a search."
@@ -71,20 +80,24 @@ def _load(settings: Settings, name: str, key: str) -> Recorded:
     source = settings.source
     if not key:
         record = search_record(source, name)
-        return Recorded(name, name, sensitivity_of_search(record), record.config, {})
+        return Recorded(name, "", sensitivity_of_search(record), record.config, {})
     whole = whole_record(source, name, key)
-    table = kept(source, name, ("sensitivity", key), lambda: sensitivity_of_run(source, whole))
-    return Recorded(key, name, table, whole.config, whole.allocation)
+    table = kept(source, [name], ("sensitivity",), lambda: sensitivity_of_run(source, whole), keys=[key])
+    return Recorded(name, key, table, whole.config, whole.allocation)
+
+
+def _kept(settings: Settings, one: Recorded, what: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    if one.key:
+        return kept(settings.source, [one.plan], what, make, keys=[one.key])
+    return kept_of_search(settings.source, one.plan, what, make)
 
 
 def _allocation(settings: Settings, one: Recorded) -> None:
     st.subheader("The run's bits")
     data = recorded_bits(one.config, one.allocation, "allocated")
     caption = "Activation bits of each block linear that this run was trained with, by kind and depth."
-    shown = kept(
-        settings.source, one.plan, ("bits", one.name), lambda: draw("bits", lambda: (bits_figure(data), data, caption))
-    )
-    show.picture(shown)
+    make = partial(draw, "bits", lambda: (bits_figure(data), data, caption))
+    show.picture(_kept(settings, one, ("bits",), make))
 
 
 def _budget(settings: Settings, one: Recorded) -> None:
@@ -112,8 +125,8 @@ def _budget(settings: Settings, one: Recorded) -> None:
     }
     text = "Predicted damage and cost of each allocation within the budget"
     show.numbers(found.summary, "budget_summary", text, **columns)
-    what = ("curve", one.name, weights, measure)
-    curve = kept(settings.source, one.plan, what, lambda: curve_data(one.table, one.config, weights, measure))
+    what = ("curve", weights, measure)
+    curve = _kept(settings, one, what, lambda: curve_data(one.table, one.config, weights, measure))
     text = "Sum over layers of the measured damage of their bits; the vertical line is the budget above."
     show.picture(draw("budget_curve", lambda: (curve_figure(curve, limit, weights, unit), curve, text)))
 
@@ -125,11 +138,6 @@ def _sensitivity(settings: Settings, one: Recorded) -> None:
         f"What it costs to give one layer so few bits while all others have {one.table.reference}. White: not above "
         f"zero; a dot: not above two standard errors. n = {one.table.num_images} images."
     )
-    what = ("sensitivity figure", one.name)
-    built = kept(
-        settings.source,
-        one.plan,
-        what,
-        lambda: draw("sensitivity", lambda: (sensitivity_figure(data), data, caption)),
-    )
-    show.picture(built)
+    what = ("sensitivity figure",)
+    make = partial(draw, "sensitivity", lambda: (sensitivity_figure(data), data, caption))
+    show.picture(_kept(settings, one, what, make))

@@ -10,7 +10,7 @@ import streamlit as st
 from analysis.figures.distributions import ROLES, distributions_data, distributions_figure, layer_data
 from analysis.figures.normality import kurtosis_map_figure, normality_data, tokens_a_cell
 from analysis.layer_view import BITS, GRIDS, RECORDED, grid_errors, layers_of, timestep_bins, with_grid
-from analysis.pictures import draw
+from analysis.pictures import Picture, draw
 from dashboards import show
 from dashboards.cached import arrays, kept, plan_names, plan_runs
 from dashboards.controls import choice
@@ -29,7 +29,6 @@ CAPTION = (
 
 
 def page(settings: Settings) -> None:
-    st.title("Distributions")
     found = _runs(settings)
     if not found:
         show.empty("No finished run has recorded tokens yet.", settings.command("sweep smoke"))
@@ -39,11 +38,11 @@ def page(settings: Settings) -> None:
         runs = found[plan]
         run = runs[choice("Run", list(runs), "run")]
         if pd.notna(run[FULL]):
-            recorded = arrays(settings.source, plan, run[FULL])
+            recorded = arrays(settings.source, plan, run["key"], run[FULL])
             data, title = _from_histograms(recorded)
         else:
             recorded = None
-            data, title = _from_tokens(arrays(settings.source, plan, run[TOKENS]))
+            data, title = _from_tokens(arrays(settings.source, plan, run["key"], run[TOKENS]))
         view, name = _gridded(data)
     st.subheader(title)
     show.picture(draw("distribution", lambda: (distributions_figure(view), view, CAPTION), _words(title, name)))
@@ -119,8 +118,8 @@ def _map(settings: Settings, plan: str, run: Any, recorded: dict[str, Any]) -> N
     st.subheader("Kurtosis by depth and timestep")
     data = normality_data(recorded)
     caption = f"Excess kurtosis of every block linear's input; 0 is the normal's. {tokens_a_cell(data)} a cell."
-    what = ("kurtosis", run["key"])
-    shown = kept(
-        settings.source, plan, what, lambda: draw("kurtosis", lambda: (kurtosis_map_figure(data), data, caption))
-    )
-    show.picture(shown)
+
+    def make() -> Picture:
+        return draw("kurtosis", lambda: (kurtosis_map_figure(data), data, caption))
+
+    show.picture(kept(settings.source, [plan], ("kurtosis",), make, keys=[run["key"]]))

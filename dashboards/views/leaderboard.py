@@ -15,7 +15,6 @@ ALL = "all"
 
 
 def page(settings: Settings) -> None:
-    st.title("Leaderboard")
     names = plan_names(settings.source)
     if not names:
         show.empty("No run is recorded yet.", settings.command("sweep smoke"))
@@ -36,15 +35,13 @@ def page(settings: Settings) -> None:
     with left:
         label = choice("Weights / activations", [ALL, *sorted(done["label"].unique())], "label")
     done = filtered(done, label="" if label == ALL else label)
-    counts = done["protocol"].value_counts()
+    protocols = list(done["protocol"].value_counts().index)  # that of most runs is shown first
     text = "Numbers of different protocols (data, evaluation, code epoch) cannot be compared"
     with right:
-        protocol = choice(
-            "Protocol", list(counts.index), "protocol", show=lambda p: f"{p} ({counts[p]} runs)", help=text
-        )
+        protocol = choice("Protocol", protocols, "protocol", help=text)
     done = filtered(done, protocol=protocol)
-    source, what = settings.source, ("leaderboard", plan, dataset, label, protocol, len(done))
-    data = kept(source, "" if plan == ALL else plan, what, lambda: leaderboard_data(done))
+    what = ("leaderboard", dataset, label, protocol)
+    data = kept(settings.source, shown, what, lambda: leaderboard_data(done))
     show.table(leaderboard_table(data), data, "leaderboard", "Methods ordered by held-out loss")
     _failures(runs)
 

@@ -20,14 +20,13 @@ SHOWN = 8  # columns at first
 
 
 def page(settings: Settings) -> None:
-    st.title("Samples")
     plans = [name for name in plan_names(settings.source) if plan_runs(settings.source, name)["samples"].notna().any()]
     if not plans:
         show.empty("No finished run has recorded images yet.", settings.command("sweep smoke"))
         return
     plan = choice("Plan", plans, "plan", settings.default_of(plans))
     source, runs = settings.source, plan_runs(settings.source, plan)
-    data: Any = kept(source, plan, ("samples",), lambda: samples_data(runs, opener(source)))
+    data: Any = kept(source, [plan], ("samples",), lambda: samples_data(runs, opener(source)))
     columns = columns_of(data)
     names = choices("Methods", list(columns), "method", list(columns)[:SHOWN])
     st.caption("A column is a method, a row one noise and one class, the same for all columns. Not chosen by hand.")

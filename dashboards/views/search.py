@@ -15,13 +15,12 @@ from analysis.search_figures import TITLES, search_figures
 from analysis.search_report import SEED
 from analysis.study_page import study_page
 from dashboards import show
-from dashboards.cached import kept, search_names, search_record
+from dashboards.cached import kept_of_search, search_names, search_record
 from dashboards.controls import choice
 from dashboards.settings import Settings
 
 
 def page(settings: Settings) -> None:
-    st.title("Search")
     found = {name: record for name in search_names(settings.source) if (record := search_record(settings.source, name))}
     if not found:
         show.empty("No search is recorded yet.", settings.command("search smoke"))
@@ -36,7 +35,7 @@ def page(settings: Settings) -> None:
     if not record.evaluations:
         show.empty("No evaluation is over yet.", settings.command(f"search {name}"))
         return
-    pictures: dict[str, Picture] = kept(settings.source, name, ("search", name), lambda: _drawn(record))
+    pictures: dict[str, Picture] = kept_of_search(settings.source, name, ("search",), lambda: _drawn(record))
     for title, shown in pictures.items():
         st.subheader(TITLES[title])
         show.picture(shown)

@@ -8,12 +8,15 @@ import pandas as pd
 import streamlit as st
 
 from analysis.live import run_states, seconds_left, stages_at_work, state_counts
+from analysis.recorded import counts_data
 from dashboards import show
 from dashboards.cached import plan_names, plan_runs
 from dashboards.controls import choice
 from dashboards.settings import Settings
+from dashboards.settings import settings as told
 
 EVERY = 2  # seconds
+SHOWN = 10  # failures that are spelt out
 QUIET = 60  # seconds after which a stage that says nothing is pointed out
 FIRST = ("started", "failed", "waiting", "finished")  # the table's order: what happens now is in sight
 ORDER = (
@@ -35,7 +38,6 @@ ORDER = (
 
 
 def page(settings: Settings) -> None:
-    st.title("Sweep")
     if settings.plans:
         _watched(settings)
     else:
@@ -45,7 +47,18 @@ def page(settings: Settings) -> None:
 def _watched(settings: Settings) -> None:
     plan = choice("Plan", list(settings.plans), "plan")
     st.caption(" ".join(settings.plans[plan]["description"].split()))
-    _live(settings, plan)
+    if settings.plans[plan]["runs"] is None:
+        _wait_for_runs(plan)
+    else:
+        _live(settings, plan)
+
+
+@st.fragment(run_every=1)
+def _wait_for_runs(plan: str) -> None:
+    if told().plans[plan]["runs"] is None:
+        st.info("The plan's runs are being found, which takes seconds for thousands of them.")
+    else:
+        st.rerun()
 
 
 @st.fragment(run_every=EVERY)
@@ -67,17 +80,20 @@ def _live(settings: Settings, plan: str) -> None:
     st.progress(counts["finished"] / max(len(runs), 1), f"{counts['finished']} of {len(runs)} runs finished")
     if not counts["finished"] and not counts["started"] and not counts["failed"]:
         show.empty("Nothing of this plan has begun.", settings.command(f"sweep {plan}"))
-    _failures(runs)
+    _failures(runs[runs["state"] == "failed"])
     _quiet(runs, settings.command(f"sweep {plan}"))
     st.subheader("Runs")
     at_work_first = runs.sort_values("state", key=lambda states: states.map(FIRST.index), kind="stable")
     _table(at_work_first, f"{plan}_runs", "State of each run of the plan, with the stage it is at")
 
 
-def _failures(runs: pd.DataFrame) -> None:
-    for _, run in runs[runs["state"] == "failed"].iterrows():
-        title = f"{run['variant']} {run['label']} seed {run['seed']}"
-        st.error(f"{title} failed in {run['stage']}: {run['failure']}")
+def _failures(failed: pd.DataFrame, of: str = "") -> None:
+    """The first of them; the tables have all."""
+    for _, run in failed[:SHOWN].iterrows():
+        where = f" in {run['stage']}" if "stage" in run else ""
+        st.error(f"{of}{run['variant']} {run['label']} seed {run['seed']} failed{where}: {run['failure']}")
+    if len(failed) > SHOWN:
+        st.error(f"{of}and {len(failed) - SHOWN} more runs failed")
 
 
 def _quiet(runs: pd.DataFrame, command: str) -> None:
@@ -89,10 +105,7 @@ def _quiet(runs: pd.DataFrame, command: str) -> None:
 
 
 def _table(data: pd.DataFrame, name: str, text: str) -> None:
-    share = data["step"] / data["steps"]
-    shown = data.assign(
-        progress=share, left=data["seconds_left"].map(_duration), silent=data["quiet_seconds"].map(_duration)
-    )
+    shown = data.assign(left=data["seconds_left"].map(_duration), silent=data["quiet_seconds"].map(_duration))
     shown = shown.drop(columns=["step", "steps", "seconds_left", "quiet_seconds"])
     shown = shown.loc[:, (shown.notna() & (shown != "")).any()]  # columns of what is under way, while something is
     order = [column for column in ORDER if column in shown]
@@ -128,14 +141,10 @@ def _unwatched(settings: Settings) -> None:
     if not names:
         show.empty("No run is recorded yet.", settings.command("sweep smoke"))
         return
-    rows = []
-    for name in names:
-        runs = plan_runs(source, name)
-        failed = int((runs["status"] == "failed").sum())
-        rows.append({"plan": name, "finished": len(runs) - failed, "failed": failed})
-        for _, run in runs[runs["status"] == "failed"].iterrows():
-            st.error(f"{name}: {run['variant']} {run['label']} seed {run['seed']} failed: {run['failure']}")
-    show.numbers(pd.DataFrame(rows), "recorded", "Recorded runs of each plan")
+    runs = {name: plan_runs(source, name) for name in names}
+    for name, own in runs.items():
+        _failures(own[own["status"] == "failed"], f"{name}: ")
+    show.numbers(counts_data(runs), "recorded", "Recorded runs of each plan")
 
 
 @st.fragment(run_every=EVERY)

@@ -67,7 +67,7 @@ for form in ("markdown", "latex", "html"):
     render(leaderboard_table(data), form)
 clock()
 connect(sys.argv[1])
-reader.rows_in_file = lambda uri, experiment: None
+reader.look_in_file = lambda uri, experiment, known: None
 clock()
 assert runs_frame(reader.read_runs(sys.argv[1], "scale")).equals(runs)
 clock()

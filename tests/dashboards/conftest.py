@@ -10,6 +10,7 @@ import pytest
 from one_command import robuq
 
 from experiments.cli_dashboard import VARIABLE, dashboard_data
+from experiments.plan import load_plan
 
 PLAN = """
 name: tiny
@@ -56,9 +57,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, plans: Path) -> Path:
 def tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tell:
     """Tells the app of an output folder and of the plans that are watched."""
 
-    def told(folder: Path, *plans: Path) -> None:
+    def told(folder: Path, *plans: Path, with_runs: bool = True) -> None:
         file = tmp_path / "settings.json"
-        file.write_text(json.dumps(dashboard_data(folder, [str(plan) for plan in plans], [], None)))
+        file.write_text(json.dumps(dashboard_data(folder, [load_plan(plan) for plan in plans], None, with_runs)))
         monkeypatch.setenv(VARIABLE, str(file))
 
     return told

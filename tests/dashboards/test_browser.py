@@ -22,6 +22,7 @@ from one_command import robuq
 
 from dashboards.app import PAGES
 from experiments.cli_dashboard import dashboard_data
+from experiments.plan import load_plan
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright's client is not installed")
 pytestmark = [
@@ -179,7 +180,7 @@ def test_records_come_go_and_come_back(recorded: Path, plans: Path, browser: Any
 def see_a_stage_begin(tab: Tab, address: str, out: Path, plan: Path) -> None:
     """As a worker that trains leaves it; the page that is open finds it."""
     tab.open(f"{address}/sweep", "Sweep")
-    runs = dashboard_data(out, [str(plan)], [], None)["plans"]["tiny"]["runs"]
+    runs = dashboard_data(out, [load_plan(plan)], None)["plans"]["tiny"]["runs"]
     kind, stage = next(iter(runs[0]["stages"].items()))
     work = out / "stages" / kind / f"{stage['key']}.work"
     work.mkdir(parents=True)

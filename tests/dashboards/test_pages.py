@@ -105,6 +105,46 @@ def test_the_leaderboard_has_the_records_means(recorded: Path, tell: Any) -> Non
     assert set(table["n"]) == {"2"}
 
 
+def test_a_long_plan_is_named_before_its_runs_are_found(recorded: Path, plans: Path, tell: Any) -> None:
+    tell(recorded, plans / "tiny.yaml", with_runs=False)
+    app = opened("sweep")
+    assert not app.exception
+    assert app.title[0].value == "Sweep"
+    assert any("Two seeds of two variants." in one.value for one in app.caption)
+    assert any("runs are being found" in one.value for one in app.info)
+    assert opened("leaderboard").selectbox(key="plan").value == "tiny"  # which is watched
+    tell(recorded, plans / "tiny.yaml")
+    app.run()
+    assert not app.info
+    assert [metric.value for metric in app.metric][:4] == ["4", "0", "0", "0"]
+
+
+def test_many_failures_are_counted(recorded: Path, plans: Path, tmp_path: Path, tell: Any) -> None:
+    """Spelt out are ten; the table has all."""
+    folder = tmp_path / "failures"
+    tell(folder, plans / "tiny.yaml")
+    file = Path(os.environ["ROBUQ_DASHBOARD"])
+    told = json.loads(file.read_text())
+    run = told["plans"]["tiny"]["runs"][0]
+    own = [{**run, "seed": seed, "stages": {"qat": {"key": f"{seed:016x}"}}} for seed in range(25)]
+    file.write_text(json.dumps({**told, "plans": {"tiny": {"description": "", "runs": own}}}))
+    for one in own:
+        work = folder / "stages" / "qat" / f"{one['stages']['qat']['key']}.work"
+        work.mkdir(parents=True)
+        (work / "failure.json").write_text(json.dumps({"reason": "diverged", "error": "at step 3"}))
+    app = opened("sweep")
+    assert [one.value.partition(" failed in qat: ")[2] for one in app.error[:10]] == ["diverged: at step 3"] * 10
+    assert [one.value for one in app.error[10:]] == ["and 15 more runs failed"]
+    assert len(app.dataframe[0].value) == 25
+
+
+def test_pickers_promise_no_numbers_that_other_filters_change(recorded: Path, tell: Any) -> None:
+    tell(recorded)
+    app = opened("leaderboard", plan="tiny")
+    protocols = load_runs(sqlite_uri(recorded / "mlflow.db"), "tiny")["protocol"].unique()
+    assert app.selectbox(key="protocol").options == list(protocols)
+
+
 def test_a_link_brings_the_view_back(recorded: Path, tell: Any) -> None:
     tell(recorded)
     app = opened("distributions", plan="tiny")

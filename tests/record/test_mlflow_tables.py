@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,18 @@ from typing import Any
 import pytest
 
 from robuq.config import RunConfig
-from robuq.record.mlflow import MlflowRecorder, connect, experiment_names, read_runs, reader, sqlite_uri, tables
-from robuq.record.mlflow.tables import KNOWN, names_in_file, rows_in_file
+from robuq.record.mlflow import (
+    NO_RUNS,
+    MlflowRecorder,
+    connect,
+    experiment_names,
+    read_changed,
+    read_runs,
+    reader,
+    sqlite_uri,
+    tables,
+)
+from robuq.record.mlflow.tables import KNOWN, look_in_file, names_in_file, rows_in_file
 from robuq.record.run_record import RunRecord
 from robuq.variants import variant
 
@@ -64,11 +74,17 @@ def file(tmp_path: Path) -> Path:
 
 def asked(file: Path) -> list[str]:
     """What the client says of all runs; as text, since NaN differs from itself."""
-    return [text(row) for row in reader._asked(sqlite_uri(file), PLAN)]
+    return [text(row) for row in reader._asked(sqlite_uri(file), PLAN, {}).rows.values()]
 
 
 def text(row: tables.TrackedRow) -> str:
     return str([row.root, row.started, row.finished, *(sorted(part.items()) for part in _parts(row))])
+
+
+def look(file: Path, known: Mapping[str, Hashable]) -> tables.Look:
+    seen = look_in_file(sqlite_uri(file), PLAN, known)
+    assert seen is not None
+    return seen
 
 
 def _parts(row: tables.TrackedRow) -> tuple[Any, ...]:
@@ -89,7 +105,7 @@ def test_all_runs_as_the_client_gives_them(file: Path) -> None:
 
 def test_records_are_the_same_either_way(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     direct = read_runs(sqlite_uri(file), PLAN)
-    monkeypatch.setattr(reader, "rows_in_file", lambda uri, experiment: None)
+    monkeypatch.setattr(reader, "look_in_file", lambda uri, experiment, known: None)
     assert direct == read_runs(sqlite_uri(file), PLAN)
     assert {one.seed: one.metrics for one in direct}[3] == record(3).metrics  # to the last bit
     assert [one.status for one in direct].count("failed") == 1
@@ -98,21 +114,31 @@ def test_records_are_the_same_either_way(file: Path, monkeypatch: pytest.MonkeyP
 CHANGES: dict[str, Change] = {
     "a metric by hand": lambda client, run: client.log_metric(run, "mine", 0.1),
     "another value": lambda client, run: client.log_metric(run, "evaluate/held_out_loss", 7.25),
+    "another value at the same moment": lambda client, run: client.log_metric(
+        run, "evaluate/held_out_loss", 7.25, timestamp=1_700_000_060_500, step=0
+    ),
     "not a number": lambda client, run: client.log_metric(run, "mine", float("nan")),
+    "a parameter": lambda client, run: client.log_param(run, "mine", "1"),
     "a tag": lambda client, run: client.set_tag(run, "robuq.status", "failed"),
     "a tag less": lambda client, run: client.delete_tag(run, "robuq.versions"),
     "deleted": lambda client, run: client.delete_run(run),
+    "ended later": lambda client, run: client.set_terminated(run, end_time=1_700_000_099_000),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_change_is_seen_at_once(name: str, file: Path) -> None:
+def test_every_change_is_seen_at_once_and_only_it_is_read(name: str, file: Path) -> None:
     before = found(file)
     client = connect(sqlite_uri(file))
     run = next(run for run in client.search_runs(["1"]) if run.data.tags.get("robuq.key") == record(2).key)
+    known = look(file, {})
     CHANGES[name](client, run.info.run_id)
     assert found(file) != before
     assert found(file) == asked(file)
+    changed = look(file, known.stamps)
+    assert set(changed.rows) == {run.info.run_id} & set(changed.stamps)
+    merged = {**known.rows, **changed.rows}
+    assert [text(merged[run]) for run in changed.stamps] == asked(file)
 
 
 def test_a_new_run_is_seen_at_once_and_a_restored_one(file: Path) -> None:
@@ -125,6 +151,38 @@ def test_a_new_run_is_seen_at_once_and_a_restored_one(file: Path) -> None:
     assert read_runs(sqlite_uri(file), PLAN) == before
     client.restore_run(run)
     assert found(file) == asked(file)
+
+
+@pytest.mark.parametrize("as_of_a_server", [False, True])
+def test_records_read_again_are_those_of_a_full_read(
+    as_of_a_server: bool, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each of: nothing, a run of another plan, a new run, one sent again with other numbers, one that failed and
+    then finished, and one deleted. What has not changed stays the very same object."""
+    if as_of_a_server:
+        monkeypatch.setattr(reader, "look_in_file", lambda uri, experiment, known: None)
+    uri, recorder = sqlite_uri(file), MlflowRecorder(sqlite_uri(file))
+    client = connect(uri)
+    known = read_changed(uri, PLAN, NO_RUNS)
+    assert list(known.records.values()) == read_runs(uri, PLAN)
+    gone = next(run for run, one in known.records.items() if one.key == record(2).key)
+    changes: list[tuple[int, Callable[[], Any]]] = [
+        (0, lambda: None),
+        (0, lambda: recorder.record(record(7, plan="another"))),
+        (1, lambda: recorder.record(record(8))),
+        (1, lambda: recorder.record(record(3, metrics={"held_out_loss": 5.5}))),
+        (1, lambda: recorder.record(record(5))),
+        (0, lambda: client.delete_run(gone)),
+    ]
+    for count, change in changes:
+        change()
+        now = read_changed(uri, PLAN, known)
+        assert list(now.records.values()) == read_runs(uri, PLAN)
+        assert sum(one is not known.records.get(run) for run, one in now.records.items()) == count
+        assert (now is known) == (now.fingerprint == known.fingerprint) == (now.stamps == known.stamps)
+        known = now
+    assert known.by_key[record(3).key].metrics == {"held_out_loss": 5.5}
+    assert known.by_key[record(5).key].status == "finished"
 
 
 def test_a_deleted_plan_has_no_name(file: Path) -> None:

@@ -8,9 +8,9 @@ import json
 import logging
 import sqlite3
 import stat
-import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import given
@@ -101,7 +101,8 @@ def test_stores_with_a_token_that_are_there(commands: Commands) -> None:
     assert commands("report", "plan.yaml", "--html", "--tracking-uri", tracking)[0] == 0
     assert commands("report", "search.yaml", "--set", storage, "--tracking-uri", tracking)[0] == 0
     assert commands("paper", "--tracking-uri", tracking)[0] == 0
-    assert commands("doctor", "--json", "--tracking-uri", tracking)[0] == 0
+    for words in ([], ["--storage", storage.removeprefix("search.storage=")]):
+        assert commands("doctor", "--json", "--tracking-uri", tracking, *words)[0] == 0
     assert (out / "searches" / "secret_search" / "search.json").is_file()
     with sqlite3.connect(commands.folder / "tracked.db") as store:
         assert store.execute("select count(*) from runs").fetchone()[0] >= 2
@@ -134,14 +135,26 @@ def test_what_the_pages_are_told_is_for_its_owner_alone(tmp_path: Path, monkeypa
     """The one file that holds the address, while the pages are up: nobody else can read it, and it goes with them."""
     seen: list[tuple[int, int, Path]] = []
 
-    def run(words: list[str], env: dict[str, str], check: bool) -> subprocess.CompletedProcess[str]:
-        file = Path(env[cli_dashboard.VARIABLE])
-        assert SECRET in file.read_text()
-        assert SECRET not in " ".join(words)
-        seen.append((stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode), file))
-        return subprocess.CompletedProcess(words, 0)
+    class Server:
+        def __init__(self, words: list[str], env: dict[str, str]) -> None:
+            file = Path(env[cli_dashboard.VARIABLE])
+            assert SECRET in file.read_text()
+            assert SECRET not in " ".join(words)
+            seen.append((stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode), file))
 
-    monkeypatch.setattr(cli_dashboard.subprocess, "run", run)
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """It has ended."""
+
+        def wait(self) -> int:
+            return 0
+
+        def kill(self) -> None:
+            """It has ended."""
+
+    monkeypatch.setattr(cli_dashboard.subprocess, "Popen", Server)
     cli_dashboard.dashboard(output=tmp_path, plan=None, settings=None, port=8501, tracking_uri=AWAY)
     ((file_mode, folder_mode, file),) = seen
     assert (file_mode, folder_mode) == (0o600, 0o700)
@@ -156,7 +169,7 @@ def script(path: str) -> None:
 
 
 def test_pages_of_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = cli_dashboard.dashboard_data(tmp_path, [], [], AWAY)
+    told = cli_dashboard.dashboard_data(tmp_path, [], AWAY)
     (tmp_path / "settings.json").write_text(json.dumps(told))
     monkeypatch.setenv(cli_dashboard.VARIABLE, str(tmp_path / "settings.json"))
     shown = ""

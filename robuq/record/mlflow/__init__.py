@@ -18,8 +18,11 @@ from robuq.record.mlflow.client import (
     sqlite_uri,
 )
 from robuq.record.mlflow.reader import (
+    NO_RUNS,
+    KnownRuns,
     experiment_names,
     fetch_artifact,
+    read_changed,
     read_history,
     read_record,
     read_runs,
@@ -29,7 +32,9 @@ from robuq.record.mlflow.recorder import MlflowRecorder
 
 __all__ = [
     "DATABASES",
+    "NO_RUNS",
     "PAGE",
+    "KnownRuns",
     "MlflowRecorder",
     "TrackingRefused",
     "TrackingUnavailable",
@@ -37,6 +42,7 @@ __all__ = [
     "errors_of",
     "experiment_names",
     "fetch_artifact",
+    "read_changed",
     "read_history",
     "read_record",
     "read_runs",

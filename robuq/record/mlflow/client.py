@@ -20,7 +20,7 @@ SOURCE = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "robuq"}  # tags 
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql")  # beginnings of the URIs of database servers
 CONNECT_SECONDS = 10  # for a database server to take a connection
-DATABASE_LOG = "mlflow.store.db.utils"
+DATABASE_LOGS = ("mlflow.store.db.utils", "psycopg")
 SETTINGS = {  # of MLflow, unless the environment has others
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds; the default, 120, holds the end of a sweep up
@@ -86,7 +86,7 @@ def errors_of(tracking_uri: str) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with _quiet(DATABASE_LOG):
+        with _quiet(*DATABASE_LOGS):
             yield
     except MlflowException as error:
         if error.error_code in REFUSALS and not _is_lost_connection(error.__cause__):
@@ -122,16 +122,17 @@ def place_of(tracking_uri: str) -> Path:
 
 
 @contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Nothing from this logger: a new store announces each of its tables, a lost one writes a traceback, and what of
+def _quiet(*names: str) -> Iterator[None]:
+    """Nothing from these loggers: a new store announces each of its tables, a lost one writes a traceback, and what of
     it matters is in the error."""
-    log = logging.getLogger(logger)
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    before = [(log := logging.getLogger(name), log.level) for name in names]
+    for log, _ in before:
+        log.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        log.setLevel(before)
+        for log, level in before:
+            log.setLevel(level)
 
 
 def search_runs(client: Any, experiment: str, condition: str = "") -> Iterator[Any]:

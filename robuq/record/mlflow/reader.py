@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,7 +16,7 @@ from robuq.messages import redacted
 from robuq.record.artifact_files import read_lines
 from robuq.record.layout import FAILURE, config_of, metrics_of, seconds_of
 from robuq.record.mlflow.client import BATCH, connect, errors_of, experiment_id, find_run, search_runs
-from robuq.record.mlflow.tables import TrackedRow, names_in_file, rows_in_file
+from robuq.record.mlflow.tables import Look, TrackedRow, look_in_file, names_in_file
 from robuq.record.run_record import RunRecord
 from robuq.record.search_layout import RECORD_FILE, SEARCH
 from robuq.record.search_record import SearchRecord
@@ -31,24 +32,78 @@ def read_runs(tracking_uri: str, experiment: str) -> list[RunRecord]:
         ValueError: no such experiment.
         TrackingUnavailable: the server does not answer.
     """
+    return list(read_changed(tracking_uri, experiment, NO_RUNS).records.values())
+
+
+@dataclass(frozen=True)
+class KnownRuns:
+    """The records of an experiment as `read_runs` gives them, by MLflow's id of the run, and the stamps of all runs, by
+    which `read_changed` knows those that it need not read again."""
+
+    records: Mapping[str, RunRecord]
+    stamps: Mapping[str, Hashable]
+
+    @functools.cached_property
+    def by_key(self) -> Mapping[str, RunRecord]:
+        return {record.key: record for record in self.records.values()}
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """Of all runs: another one whenever any of them has changed. It holds in this process alone."""
+        return hash(tuple(self.stamps.items()))
+
+    def fingerprint_of(self, keys: Iterable[str]) -> int:
+        """Of the runs with these keys, as far as they are there."""
+        return hash(tuple((run, self.stamps[run]) for key in keys if (run := self._runs.get(key)) is not None))
+
+    @functools.cached_property
+    def _runs(self) -> Mapping[str, str]:
+        return {record.key: run for run, record in self.records.items()}
+
+
+NO_RUNS = KnownRuns({}, {})
+
+
+def read_changed(tracking_uri: str, experiment: str, known: KnownRuns) -> KnownRuns:
+    """What `read_runs` would give; records of runs that have not changed since `known` are taken from there. The very
+    same object where none has.
+
+    Raises:
+        ValueError: no such experiment.
+        TrackingUnavailable: the server does not answer.
+    """
     with _collector_paused():
-        rows = rows_in_file(tracking_uri, experiment)
-        if rows is None:
-            rows = _asked(tracking_uri, experiment)
-        return [_light_record(row) for row in rows if "robuq.identity" in row.tags]
+        look = look_in_file(tracking_uri, experiment, known.stamps)
+        look = look or _asked(tracking_uri, experiment, known.stamps)
+        if list(look.stamps.items()) == list(known.stamps.items()):
+            return known
+        fresh = {run: _light_record(row) for run, row in look.rows.items() if "robuq.identity" in row.tags}
+        found = {run: record for run, record in known.records.items() if run not in look.rows} | fresh
+        return KnownRuns({run: found[run] for run in look.stamps if run in found}, look.stamps)
 
 
-def _asked(tracking_uri: str, experiment: str) -> list[TrackedRow]:
-    """As `rows_in_file`, by the client."""
+def _asked(tracking_uri: str, experiment: str, known: Mapping[str, Hashable]) -> Look:
+    """As `look_in_file`, by the client, which always sends all of all runs."""
     with errors_of(tracking_uri):
         client = connect(tracking_uri)
         found = experiment_id(client, tracking_uri, experiment)
-        return [_row_of(run) for run in search_runs(client, found)]
+        rows = [_row_of(run) for run in search_runs(client, found)]
+    stamps = {row.run: _stamp_of(row) for row in rows}
+    return Look(stamps, {row.run: row for row in rows if known.get(row.run) != stamps[row.run]})
 
 
 def _row_of(run: Any) -> TrackedRow:
     info, data = run.info, run.data
-    return TrackedRow(info.artifact_uri, info.start_time, info.end_time, data.tags, data.params, data.metrics)
+    return TrackedRow(
+        info.run_id, info.artifact_uri, info.start_time, info.end_time, data.tags, data.params, data.metrics
+    )
+
+
+def _stamp_of(row: TrackedRow) -> Hashable:
+    """Numbers as text: "not a number" differs from itself."""
+    numbers = {name: repr(value) for name, value in row.metrics.items()}
+    parts = (frozenset(part.items()) for part in (row.tags, row.params, numbers))
+    return row.root, row.started, row.finished, hash(tuple(parts))
 
 
 def experiment_names(tracking_uri: str) -> list[str]:
