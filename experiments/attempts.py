@@ -76,6 +76,8 @@ def _failed(stage: Stage, root: Path, error: Exception) -> Outcome:
     if store.work_folder(stage).is_dir() and store.failure(stage) is None:
         try:
             store.fail(stage, reason, "".join(traceback.format_exception(error)))
+        except FileNotFoundError:  # another attempt has begun, and cleared the folder: it leaves its own
+            return Outcome(stage, "failed", reason)
         except OSError as refusal:
             return Outcome(stage, "halted", str(storage_fault(refusal, root) or refusal))
     return Outcome(stage, "failed", reason)

@@ -12,7 +12,7 @@ from experiments.cli_options import FAILED, RESULTS, Folder, Json, Tracking, pri
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from experiments.doctor import Finding
+    from experiments.doctor_findings import Finding
 
 doctor_app = typer.Typer()
 
@@ -22,6 +22,10 @@ def doctor(
     output: Folder = RESULTS,
     fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired safely.")] = False,
     tracking_uri: Tracking = None,
+    storage: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URI", help="Database with a study, if its address has a user or password; repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare stages, records, tracking store and studies; list what disagrees. Changes nothing without --fix.
@@ -30,16 +34,18 @@ def doctor(
     robuq doctor
     robuq doctor --output /data/results --json
     robuq doctor --fix
+    robuq doctor --storage postgresql://USER:PASSWORD@HOST/NAME
 
     Exit code 0: all agree, with --fix possibly after repairs; 1: something does not, and is listed.
     """
-    from experiments.doctor import Doctor, finding_data
+    from experiments.doctor import Doctor
+    from experiments.doctor_findings import finding_data
     from experiments.output import Output
     from robuq.record.mlflow import TrackingRefused, TrackingUnavailable
     from robuq.scratch import remove_abandoned
 
     folder = Output(output)
-    examiner = Doctor(folder, tracking_uri)
+    examiner = Doctor(folder, tracking_uri, storage or ())
     findings: list[Finding] = examiner.examine()
     repaired: list[Finding] = []
     scratch: list[Path] = []  # of killed commands, whatever folder they worked in

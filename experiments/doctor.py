@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from experiments.doctor_findings import SAME, Finding, Repair, not_given
+from experiments.doctor_studies import StudyCheck
 from experiments.output import Output, is_locked
 from experiments.search_run import JOURNAL
-from robuq.ampn.search import drop_half_a_record, ends_in_half_a_record, journal_states
 from robuq.config import ConfigError
 from robuq.plain_json import read_json, read_mapping
 from robuq.record.audit import TrackedRun, delete_run, end_run, snapshot, tracked_runs
@@ -26,49 +25,37 @@ from robuq.record.run_record import RunRecord
 from robuq.record.search_record import SearchRecord
 from robuq.scratch import scratch_folder
 from robuq.stages import KINDS, LEFTOVERS, QUARANTINE, StageStore
-
-Repair = Callable[[], object]
-SAME = "the command that began it goes on with it"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One disagreement. `repair`: what `--fix` does; None where a person has to choose, or another command repairs."""
-
-    kind: str
-    where: str
-    what: str
-    remedy: str
-    repair: Repair | None = field(default=None, repr=False, compare=False)
-
-
-def finding_data(finding: Finding) -> dict[str, Any]:
-    names = ("kind", "where", "what", "remedy")
-    return {**{name: getattr(finding, name) for name in names}, "repairable": finding.repair is not None}
+from robuq.storage_fault import StorageFault
 
 
 class Doctor:
     """Examines one output folder."""
 
-    def __init__(self, output: Output, tracking_uri: str | None = None) -> None:
-        """`tracking_uri`: where the records belong, if not in the folder itself."""
+    def __init__(self, output: Output, tracking_uri: str | None = None, storages: Sequence[str] = ()) -> None:
+        """`tracking_uri`: where the records belong, if not in the folder itself. `storages`: databases with studies,
+        where their addresses hold more than the searches' records do, such as a password."""
         if not output.folder.is_dir():
             raise ConfigError(f"no folder {output.folder}: --output names the one to look at")
         self._output, self._store = output, output.store
-        self._uri = tracking_uri or output.tracking_uri()
+        self._uri, self._storages = tracking_uri or output.tracking_uri(), tuple(storages)
         self._own = self._uri == output.tracking_uri()
         self._recorder: MlflowRecorder | None = None
         self._records: dict[tuple[str, str], RunRecord] = {}
         self._searches: dict[str, SearchRecord] = {}
 
     def examine(self) -> list[Finding]:
-        """While a command works in the folder, only what is finished: the rest is about to change."""
+        """While a command works in the folder, only what is finished: the rest is about to change.
+
+        Raises:
+            ConfigError: no search keeps its study in one of the storages.
+        """
         self._records, self._searches = {}, {}
         busy = self._output.has_driver()
         findings = [*self._finished_stages(), *self._run_records(), *self._search_records()]
+        studies = StudyCheck(self._output, self._searches, self._storages)
         if busy:
             return findings
-        return [*findings, *self._unfinished_stages(), *self._temporaries(), *self._studies(), *self._tracking()]
+        return [*findings, *self._unfinished_stages(), *self._temporaries(), *studies.findings(), *self._tracking()]
 
     def repair(self, findings: Iterable[Finding], tell: Callable[[Finding], object] = lambda finding: None) -> None:
         """What can be repaired, one by one; `tell` is called after each. Call it with the folder to yourself
@@ -87,7 +74,11 @@ class Doctor:
     def _finished_stages(self) -> Iterator[Finding]:
         for stage_id in _stage_ids(self._store):
             folder = self._store.folder(stage_id)
-            problem = self._store.damage(stage_id)
+            try:
+                problem = self._store.damage(stage_id)
+            except StorageFault as fault:
+                yield not_given(stage_id, fault)
+                continue
             if problem is not None:
                 yield Finding(
                     "damaged stage",
@@ -152,6 +143,9 @@ class Doctor:
             except ValueError:
                 yield self._unreadable(file)
                 continue
+            except StorageFault as fault:
+                yield not_given(self._name(file), fault)
+                continue
             self._records[record.plan, record.key] = record
             if record.status == "finished":
                 yield from self._gone_stages(file, record)
@@ -170,6 +164,9 @@ class Doctor:
             except ValueError:
                 yield self._unreadable(file)
                 continue
+            except StorageFault as fault:
+                yield not_given(self._name(file), fault)
+                continue
             self._searches[record.name] = record
             if record.finished:
                 yield from self._waiting(file, partial(self._output.is_search_unsent, record, self._uri), record)
@@ -186,6 +183,9 @@ class Doctor:
         except ValueError:
             yield self._unreadable(file.with_suffix(".sent"))
             return
+        except StorageFault as fault:
+            yield not_given(self._name(file.with_suffix(".sent")), fault)
+            return
         if waits:
             what = f"the tracking store {redacted(self._uri)} does not have it as it is"
             yield Finding("waiting record", self._name(file), what, "sent", partial(self._send, record))
@@ -199,28 +199,6 @@ class Doctor:
         else:
             self._output.send(record, self._uri, self._recorder)
 
-    # --- studies ----------------------------------------------------------------------------------------------
-
-    def _studies(self) -> Iterator[Finding]:
-        for journal in sorted((self._output.folder / "searches").glob(f"*/{JOURNAL}")):
-            name = self._name(journal)
-            if ends_in_half_a_record(journal):
-                yield Finding(
-                    "half a record",
-                    name,
-                    "a killed search was writing",
-                    "cut off",
-                    partial(drop_half_a_record, journal),
-                )
-            try:
-                states = journal_states(journal)
-            except ValueError as error:
-                yield Finding("damaged study", name, str(error), "restore it, or move it away to search anew")
-                continue
-            for study, trials in states.items():
-                if running := trials.count("running") + trials.count("waiting"):
-                    yield Finding("running trial", name, f"{running} of {study} without a command", SAME)
-
     # --- the tracking store -----------------------------------------------------------------------------------
 
     def _tracking(self) -> Iterator[Finding]:
@@ -228,7 +206,7 @@ class Doctor:
             return
         try:
             runs = self._tracked()
-        except (TrackingUnavailable, TrackingRefused) as error:
+        except (TrackingUnavailable, TrackingRefused, StorageFault) as error:
             yield Finding("tracking store", redacted(self._uri), str(error), "look after the server or the file")
             return
         first: dict[tuple[str, ...], TrackedRun] = {}
@@ -307,7 +285,7 @@ def _stage_ids(store: StageStore) -> Iterator[str]:
 def _inputs(folder: Path) -> list[str]:
     try:
         return [str(parent) for parent in read_mapping(folder / "stage.json")["inputs"].values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StorageFault):
         return []
 
 

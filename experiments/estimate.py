@@ -11,6 +11,7 @@ from typing import Any
 from robuq.config import BLOCK_ROLES
 from robuq.plain_json import read_mapping
 from robuq.stages import KINDS, Stage, StageStore, distinct
+from robuq.storage_fault import StorageFault
 
 # Rough seconds on one CPU thread of about 2020, from 75 ms a step of the digits model and 250 ms of one six times
 # its size: a training step costs 3e-10 s per multiply-accumulate of its forward pass, and 10 ms; drawing or judging
@@ -49,7 +50,7 @@ def _ratio(folder: Path) -> float | None:
         stage = read_mapping(folder / "stage.json")
         seconds = float(read_mapping(folder / "result.json").get("seconds", 0.0))
         rough = rough_seconds(stage["kind"], stage["config"])
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, StorageFault):
         return None
     return seconds / rough if seconds > 0 and rough > 0 else None
 

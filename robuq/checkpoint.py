@@ -21,6 +21,7 @@ from torch import Tensor
 
 from robuq.plain_json import read_mapping
 from robuq.stages import sha256
+from robuq.storage_fault import reading
 
 KEEP = 2
 log = logging.getLogger(__name__)
@@ -49,7 +50,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def latest_checkpoint(folder: Path, fits: Callable[[Checkpoint], bool] = lambda _: True) -> Checkpoint | None:
-    """The newest intact checkpoint that `fits`, on the CPU; None where there is none."""
+    """The newest intact checkpoint that `fits`, on the CPU; None where there is none.
+
+    Raises:
+        StorageFault: the disk does not give one. It may be whole, so that none before it is taken.
+    """
     for seal in _seals(folder):
         checkpoint = _read(seal)
         if checkpoint is not None and fits(checkpoint):
@@ -85,7 +90,8 @@ def save_sealed(file: Path, content: bytes) -> None:
 
 def read_sealed(file: Path) -> bytes | None:
     """None where there is no such file, or where it is not as it was written."""
-    sealed = file.read_bytes() if file.is_file() else b""
+    with reading(file):
+        sealed = file.read_bytes() if file.is_file() else b""
     if sealed and sealed[:32] == hashlib.sha256(sealed[32:]).digest():
         return sealed[32:]
     if file.is_file():

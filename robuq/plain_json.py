@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from robuq.storage_fault import reading
+
 MOST_BYTES = 256 << 20
 
 
@@ -15,9 +17,10 @@ def read_json(file: Path, most_bytes: int = MOST_BYTES) -> Any:
 
     Raises:
         OSError: it cannot be read.
+        StorageFault: the disk does not give it.
         ValueError: it is longer than that, no text, no JSON, or nested too deeply.
     """
-    with file.open("rb") as stream:
+    with reading(file), file.open("rb") as stream:
         if (size := os.fstat(stream.fileno()).st_size) > most_bytes:
             raise ValueError(f"it has {size} bytes, more than {most_bytes}")
         content = stream.read(size + 1)

@@ -5,7 +5,8 @@ A stage's key is the hash of its own configuration slice, its parents' keys, the
 written again; an unfinished one is a working folder that a later attempt continues. Free of torch.
 
 `result.json` of a finished stage is its seal: the SHA-256 of each of its files, and of itself. Stages that take it as
-an input check all of that first; what is damaged is set aside under `quarantine/` and made anew.
+an input check all of that first; what is damaged is set aside under `quarantine/` and made anew. A file that the disk
+does not give (`StorageFault`) may be whole: it stays where it is, and nothing goes on that needs it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 from robuq.config import BitAllocation, RunConfig
 from robuq.plain_json import read_mapping
+from robuq.storage_fault import StorageFault, reading
 
 CODE_EPOCH = 2  # raise when a change alters numbers; CHANGELOG says so under "numbers changed"
 
@@ -189,14 +191,16 @@ class StageStore:
 
     def result(self, stage_id: str) -> dict[str, Any]:
         """What the stage returned: plain data."""
-        text = (self.folder(stage_id) / "result.json").read_text()
-        result: dict[str, Any] = json.loads(text)
+        result = read_mapping(self.folder(stage_id) / "result.json")
         return {name: value for name, value in result.items() if name not in (FILES, SEAL)}
 
     def damage(self, stage_id: str, thorough: bool = True) -> str | None:
         """What is wrong with a finished stage, one line; None where it is as it was committed.
 
         Not `thorough`: result.json and the sizes of the files, which costs next to nothing.
+
+        Raises:
+            StorageFault: the disk does not give a file.
         """
         folder = self.folder(stage_id)
         files = _sealed_files(folder / "result.json")
@@ -219,7 +223,7 @@ class StageStore:
             return target
 
     def check_inputs(self, stage: Stage) -> None:
-        """Set damaged ones aside. Raises InputDamaged: there was one."""
+        """Set damaged ones aside. Raises InputDamaged: there was one. StorageFault: the disk does not give one."""
         for parent in stage.inputs.values():
             problem = self.damage(parent) if self.folder(parent).is_dir() else None
             if problem is not None:
@@ -279,7 +283,7 @@ def _readable(file: Path) -> dict[str, Any] | None:
     """A JSON file of a working folder; None where it is not there, or damaged. It can be missed."""
     try:
         return read_mapping(file)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, StorageFault):
         return None
 
 
@@ -296,7 +300,7 @@ def _sealed_files(file: Path) -> dict[str, list[Any]] | str:
     """{file: [bytes, SHA-256]} of a result.json, or what is wrong with it."""
     try:
         content = read_mapping(file)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return "result.json cannot be read"
     if not {FILES, SEAL} & content.keys():
         return {}  # of a version that knew no seals: nothing can be said against it
@@ -312,15 +316,17 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _problem(file: Path, seal: list[Any], thorough: bool) -> str | None:
     size, digest = seal
-    if not file.is_file():
-        return f"{file.name} is missing"
-    if file.stat().st_size != size:
-        return f"{file.name} has {file.stat().st_size} bytes, not {size}"
+    with reading(file):
+        if not file.is_file():
+            return f"{file.name} is missing"
+        if file.stat().st_size != size:
+            return f"{file.name} has {file.stat().st_size} bytes, not {size}"
     return f"{file.name} does not have its checksum" if thorough and sha256(file) != digest else None
 
 
 def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
+    """Raises StorageFault: the disk does not give it."""
+    with reading(file), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -1,4 +1,5 @@
-"""The disk does not take what is written: full, read-only or broken. Whatever library noticed it, it is said alike."""
+"""The disk does not take what is written: full, read-only or broken; or it does not give what was. Whatever library
+noticed it, it is said alike."""
 
 from __future__ import annotations
 
@@ -12,6 +13,9 @@ from pathlib import Path
 
 ROOM = "make room there"
 WRITABLE, PERMITTED = "make it writable, or choose another place", "give it the permissions, or choose another place"
+BROKEN, RESTORE = "look after the disk, or choose another place", "look after the disk, or restore the file"
+# What a disk that fails, or a file system whose own checksums do not fit, answers; ESTALE and EREMOTEIO over a network.
+OF_DISKS = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE, errno.EREMOTEIO)
 WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the others may come of reading
 REMEDIES = {
     errno.ENOSPC: ROOM,
@@ -19,7 +23,7 @@ REMEDIES = {
     errno.EROFS: WRITABLE,
     errno.EACCES: PERMITTED,
     errno.EPERM: PERMITTED,
-    errno.EIO: "look after the disk, or choose another place",
+    **dict.fromkeys(OF_DISKS, BROKEN),
 }
 OF_SQLITE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
@@ -29,9 +33,12 @@ OF_SQLITE = {
 OF_SAFETENSORS = re.compile(r"\(os error (\d+)\)")  # it has no exception for them
 
 
+CHUNK = 1 << 20
+
+
 class StorageFault(RuntimeError):
-    """A folder can no longer be written to, or a study's database is away: one line that names it and says what to do.
-    What is there is whole, and the same command goes on."""
+    """A folder can no longer be written to, a file not be read, or a study's database is away: one line that names it
+    and says what to do. What is there is left as it is, and the same command goes on."""
 
 
 def storage_fault(error: BaseException, folder: Path) -> StorageFault | None:
@@ -56,6 +63,34 @@ def naming(folder: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(folder)
         raise
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Inside, a file is read. One that the disk does not give says nothing of what is in it: it is not damaged, and
+    must not be taken for that.
+
+    Raises:
+        StorageFault: the disk did not give it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OF_DISKS:
+            raise
+        raise StorageFault(f"cannot read {file} ({os.strerror(error.errno)}): {RESTORE}") from error
+
+
+def check_readable(file: Path) -> None:
+    """Read it once through. Before a library maps it into memory: the kernel would end a process that meets there what
+    the disk does not give.
+
+    Raises:
+        StorageFault: the disk does not give it.
+    """
+    with reading(file), file.open("rb") as stream:
+        while stream.read(CHUNK):
+            continue
 
 
 def is_locked_out(error: BaseException) -> bool:

@@ -31,6 +31,7 @@ from robuq.diffusion.schedule import NoiseSchedule
 from robuq.models import DiT
 from robuq.stages import ProgressFile
 from robuq.stopping import Stopped, stop_requested
+from robuq.storage_fault import reading
 from robuq.telemetry import LayerTelemetry
 
 HISTORY, LAYERS, TIMING = "history.jsonl", "layers.jsonl", "timing.jsonl"
@@ -182,7 +183,8 @@ class RowFile:
         self._replace(self._content()[: seal[0]])
 
     def _content(self) -> bytes:
-        return self.file.read_bytes() if self.file.is_file() else b""
+        with reading(self.file):
+            return self.file.read_bytes() if self.file.is_file() else b""
 
     def _replace(self, content: bytes) -> None:
         temporary = self.file.with_name(f".{self.file.name}")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robuq.config import ConfigError
+from robuq.storage_fault import StorageFault, check_readable, reading
 
 MAX_RATIO = 1100  # of unpacked to packed bytes: deflate's most is 1032
 UNREADABLE = (
@@ -29,14 +30,16 @@ def read_arrays(file: Path, names: Sequence[str]) -> dict[str, NDArray[np.generi
         ConfigError: it cannot be read, lacks one of them, or holds something other than plain arrays.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
+        with reading(file), zipfile.ZipFile(file) as archive:
             known = archive.namelist()
             if lacking := [name for name in names if f"{name}.npy" not in known]:
                 raise ConfigError(f"{file}: no array {lacking[0]!r}: it needs {' and '.join(names)}")
             return {name: _array(archive, f"{name}.npy") for name in names}
     except UNREADABLE as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, (ConfigError, StorageFault)):
             raise
+        if isinstance(error, zipfile.BadZipFile):
+            check_readable(file)  # an end of the archive that the disk does not give is none to zipfile
         reason = str(error) or type(error).__name__
         raise ConfigError(f"cannot read {file}: {reason}: it must be an .npz of plain arrays") from None
 

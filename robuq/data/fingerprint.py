@@ -14,6 +14,7 @@ from pathlib import Path
 
 from robuq.config import ConfigError, DataConfig
 from robuq.data.files import fashion_mnist_files, image_files, latents_file
+from robuq.storage_fault import reading
 
 # Fields that cannot change what is loaded; Fashion-MNIST brings its own held-out files.
 IRRELEVANT: dict[str, set[str]] = {"fashion_mnist": {"path", "held_out"}}
@@ -51,8 +52,9 @@ def _content(config: DataConfig) -> Iterator[str]:
 
 def _digest(file: Path) -> str:
     try:
-        state = file.stat()
-        return _file_digest(file.resolve(), state.st_size, state.st_mtime_ns)
+        with reading(file):
+            state = file.stat()
+            return _file_digest(file.resolve(), state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise ConfigError(f"cannot read {file} ({error.strerror}): make it readable, or remove it") from None
 

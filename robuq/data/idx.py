@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robuq.config import ConfigError
+from robuq.storage_fault import reading
 
 UNSIGNED_BYTE = 0x08
 MAX_AXES, MAX_VALUES = 4, 2**31
@@ -31,7 +32,7 @@ def read_idx(file: Path) -> NDArray[np.uint8]:
         ConfigError: not readable, not IDX, or shorter or longer than its header says.
     """
     try:
-        with _opened(file) as stream:
+        with reading(file), _opened(file) as stream:
             shape = _shape(stream, file)
             content = stream.read(prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:

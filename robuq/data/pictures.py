@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robuq.config import ConfigError
+from robuq.storage_fault import reading
 
 FORMATS = ("PNG", "JPEG")  # of what others can do, some start programs
 MAX_PIXELS, MAX_RATIO = 2**26, 100  # of a file; of its longer side to its shorter one
@@ -56,7 +57,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow: what it says of large or odd files, we say or do not mind
-            with Image.open(file, formats=FORMATS) as picture:
+            with reading(file), Image.open(file, formats=FORMATS) as picture:
                 yield picture
     except UNREADABLE as error:
         if isinstance(error, ConfigError):

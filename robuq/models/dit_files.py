@@ -18,6 +18,7 @@ from torch import Tensor
 from robuq.config.model import MAX_NUMBERS
 from robuq.models.dit import FIXED, DiT
 from robuq.plain_json import read_mapping
+from robuq.storage_fault import StorageFault, check_readable
 
 WEIGHTS = "diffusion_pytorch_model"
 MAX_JSON = 1 << 26  # bytes
@@ -171,11 +172,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no {WEIGHTS}.safetensors and no {WEIGHTS}.bin in {folder}")
     try:
         if shards or files[0].is_file():
+            for file in files:
+                check_readable(file)
             return {name: tensor for file in files for name, tensor in load_file(file).items()}
         # weights_only: a pickle that wants to run code is refused.
         return _checked_state(torch.load(pickled, map_location="cpu", weights_only=True), pickled)
     except DAMAGED as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, (FileNotFoundError, StorageFault)):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"weights in {folder} cannot be read: {reason}") from error

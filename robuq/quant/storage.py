@@ -17,6 +17,7 @@ from robuq.config.base import Seed
 from robuq.models import DiT, build_dit
 from robuq.plain_json import read_mapping
 from robuq.quant.surgery import quantize_
+from robuq.storage_fault import check_readable
 
 WEIGHTS, META = "model.safetensors", "quantized.json"
 
@@ -48,6 +49,7 @@ def load_quantized(folder: Path) -> DiT:
     except ValueError as error:
         raise ConfigError(f"{folder / META} does not fit its own model: {error}") from None
     try:
+        check_readable(folder / WEIGHTS)
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder / WEIGHTS} cannot be read: {error}") from None

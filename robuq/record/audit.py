@@ -10,6 +10,7 @@ from typing import Any
 
 from robuq.record.mlflow import PAGE, connect, errors_of, sqlite_uri
 from robuq.record.search_layout import EVALUATION, SEARCH
+from robuq.storage_fault import reading
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ def snapshot(file: Path, folder: Path) -> str:
     """The URI of a copy of an SQLite store in `folder`: reading the original might write, if only to finish what a
     killed process began."""
     for part in file.parent.glob(f"{file.name}*"):
-        shutil.copyfile(part, folder / part.name)
+        with reading(part):
+            shutil.copyfile(part, folder / part.name)
     return sqlite_uri(folder / file.name)
 
 

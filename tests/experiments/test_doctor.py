@@ -15,7 +15,8 @@ import pytest
 from toy_stages import toy
 
 from experiments import cli
-from experiments.doctor import Doctor, Finding
+from experiments.doctor import Doctor
+from experiments.doctor_findings import Finding
 from experiments.launch import Job, JobEnd
 from experiments.output import Output
 from experiments.recording import Recording

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_stages import executed, tell_folder, toy, work
+from toy_stages import ToyError, executed, tell_folder, toy, work
 
+from experiments.attempts import attempt
 from experiments.executors import Executor, LocalExecutor, Outcome, RayExecutor, one_line, run_stage, start_ray
 from experiments.fence import take_fence
 from experiments.launch import Job, Sweep, launch
@@ -80,6 +82,31 @@ def test_a_failure_is_data_and_the_worker_goes_on(make: Make, tmp_path: Path) ->
     failure = StageStore(tmp_path).failure(bad)
     assert failure is not None
     assert "toy_stages.py" in failure["error"]  # the traceback
+
+
+def test_a_failure_is_data_while_another_attempt_clears_the_folder(tmp_path: Path) -> None:
+    """As after a lost node, whose worker lives on: the first attempt says why it failed while a second one begins."""
+    stage, store, left = toy("qat", fail="nan"), StageStore(tmp_path), threading.Event()
+    begun = [0]
+
+    def begin_again_and_again() -> None:
+        while not left.is_set():
+            store.open_work(stage)
+            begun[0] += 1
+
+    def fail(stage: Stage, root: Path, device: str) -> dict[str, Any]:
+        raise ToyError("nan")
+
+    store.open_work(stage)
+    second = threading.Thread(target=begin_again_and_again)
+    second.start()
+    outcomes: set[tuple[str, str]] = set()
+    while not outcomes or (second.is_alive() and begun[0] < 100):
+        outcome = attempt(fail, stage, tmp_path, "cpu")
+        outcomes.add((outcome.status, outcome.reason))
+    left.set()
+    second.join()
+    assert outcomes == {("failed", "toy_stages.ToyError: nan")}
 
 
 def test_waiting_for_nothing_returns_at_once(make: Make, tmp_path: Path) -> None:

@@ -21,19 +21,21 @@ def toy(kind: str, inputs: dict[str, Stage] | None = None, **config: Any) -> Sta
 
 
 def work(stage: Stage, root: Path, device: str) -> dict[str, Any]:
-    """value = own number + the values of all inputs; `fail` raises, `hang` waits to be killed the first n times."""
+    """value = own number + the values of all inputs; `fail` raises, `hang` waits to be killed the first n times. One
+    process at a time, as for real stages: a second one would clear away what the first is about to rename."""
     store = StageStore(root)
-    folder = store.open_work(stage)
-    log(root, stage)
-    if "fail" in stage.config:
-        raise ToyError(stage.config["fail"])
-    if attempts(root, stage) <= stage.config.get("hang", 0):
-        (folder / "pid").write_text(str(os.getpid()))
-        threading.Event().wait(60)
-    value = stage.config["number"] + sum(store.result(parent)["value"] for parent in stage.inputs.values())
-    result = {"value": value, "device": device, "seconds": 0.0, "metrics": {}}
-    store.commit(stage, result)
-    return result
+    with store.locked(stage.id):
+        folder = store.open_work(stage)
+        log(root, stage)
+        if "fail" in stage.config:
+            raise ToyError(stage.config["fail"])
+        if attempts(root, stage) <= stage.config.get("hang", 0):
+            (folder / "pid").write_text(str(os.getpid()))
+            threading.Event().wait(60)
+        value = stage.config["number"] + sum(store.result(parent)["value"] for parent in stage.inputs.values())
+        result = {"value": value, "device": device, "seconds": 0.0, "metrics": {}}
+        store.commit(stage, result)
+        return result
 
 
 def tell_folder(stage: Stage, root: Path, device: str) -> dict[str, Any]:

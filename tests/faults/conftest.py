@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fault_commands import FaultCommands, Tally, Undisturbed, mounted, why_no_mounts
+from postgresql_server import PostgresServer, find_binaries
 
 TALLY = pytest.StashKey[Tally]()
 
@@ -43,6 +45,16 @@ def undisturbed(commands: FaultCommands) -> Undisturbed:
     return Undisturbed(commands)
 
 
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("Debian's package postgresql is not installed")
+    server = PostgresServer(binaries)
+    yield server
+    server.remove()
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of a few megabytes, where tests may mount one."""
@@ -50,6 +62,16 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(why)
     with mounted(tmp_path / "disk") as folder:
         yield folder
+
+
+@pytest.fixture
+def output(undisturbed: Undisturbed, commands: FaultCommands, tmp_path: Path) -> Path:
+    """A copy of a finished sweep, without its tracking store: that would name the original's artefacts."""
+    undisturbed.contents("sweep")
+    done = commands.folder / "undisturbed-sweep"
+    for part in ("stages", "runs"):
+        shutil.copytree(done / part, tmp_path / "out" / part)
+    return undisturbed.output(tmp_path / "out")
 
 
 @pytest.fixture(autouse=True)

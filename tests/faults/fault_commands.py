@@ -187,15 +187,19 @@ class Undisturbed:
             self.made[verb] = contents(output)
         return self.made[verb]
 
-    def differences(self, verb: str, output: Path, uri: str | None = None, only: str | None = None) -> list[str]:
+    def differences(
+        self, verb: str, output: Path, uri: str | None = None, only: str | None = None, study: str | None = None
+    ) -> list[str]:
         """One line for each difference from the undisturbed folder, and for all that the doctor says. `only`: the
-        experiment to look at, where `uri` names a tracking server with several."""
+        experiment to look at, where `uri` names a tracking server with several; `study`: the database that has it."""
         found, wanted = contents(output, uri), self.contents(verb)
         if only is not None:
             found["mlflow"] = [row for row in found["mlflow"] if row[0] == only]
         lines = [f"{name} differ: {_difference(found[name], wanted[name])}" for name in wanted]
         lines = [line for line in lines if not line.endswith(SAME)]
-        return lines + [f"doctor: {finding}" for finding in Doctor(Output(output), uri).examine()]
+        return lines + [
+            f"doctor: {finding}" for finding in Doctor(Output(output), uri, [study] if study else ()).examine()
+        ]
 
 
 SAME = "not at all"

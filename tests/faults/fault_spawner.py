@@ -2,7 +2,7 @@
 operation on a file of a certain name: the disk is filled, a folder becomes read-only, the command is killed or held.
 
 Reads one JSON object a line. {"start": words, "log": file, "fault": {...} or null}: answers with the process id.
-{"wait": process id}: answers with the exit code (negative: the signal) once it has ended.
+{"wait": process id}: answers with the exit code (negative: the signal) once it has ended. One that hangs is killed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from experiments.plan import single_run
 EVENTS = ("open", "os.rename", "os.symlink", "os.link", "os.remove", "os.mkdir", "shutil.rmtree")
 MS_RDONLY, MS_REMOUNT, MS_BIND = 1, 32, 4096  # of mount(2)
 BALLAST = "ballast"
+LONGEST = 900.0  # seconds that a command may take, on a busy machine
 IMPORTED = (
     "mlflow",
     "mlflow.store.tracking.sqlalchemy_store",
@@ -57,12 +59,23 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
-            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+            print(exit_code_of(order["wait"]), flush=True)
             continue
         process = os.fork()
         if process == 0:
             run(order)
         print(process, flush=True)
+    os._exit(0)  # what was imported takes long to be taken down
+
+
+def exit_code_of(process: int) -> int:
+    begun, ended, status = time.monotonic(), 0, 0
+    while not ended:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if not ended and time.monotonic() - begun > LONGEST:
+            os.killpg(process, signal.SIGKILL)
+        select.select([], [], [], 0.01)
+    return os.waitstatus_to_exitcode(status)
 
 
 def run(order: dict[str, Any]) -> None:

@@ -3,27 +3,18 @@ about its password."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 from fault_commands import Ended, Fault, FaultCommands, Tally, Undisturbed
-from postgresql_server import PASSWORD, PostgresServer, find_binaries
+from postgresql_server import PASSWORD, PostgresServer
 
-from robuq.ampn.search import STATES
+from experiments.doctor import Doctor
+from experiments.output import Output
+from robuq.ampn.search import STATES, open_storage
 from robuq.config import ConfigError
 from robuq.messages import redacted
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("Debian's package postgresql is not installed")
-    server = PostgresServer(binaries)
-    yield server
-    server.remove()
 
 
 def secrets_in(folder: Path, ended: list[Ended]) -> list[str]:
@@ -57,18 +48,37 @@ def test_sweeps_and_searches_on_postgresql(
     said += [commands(*words["search"], fault=Fault("search.json", 5, "kill", tmp_path))]
     assert [ended.code for ended in said] == [-9, -9]
 
+    looks = commands("doctor", "--output", of["search"], "--tracking-uri", tracking, "--storage", study)
+    assert (
+        looks.problems(1, "run left running: ") == []
+    )  # the sweep's, and nothing of the study: no trial was under way
+    assert not {"running trial", "unreachable study", "lost study"} & {
+        line.partition(":")[0] for line in looks.text.splitlines()
+    }
+    blind = commands("doctor", "--output", of["search"], "--tracking-uri", tracking)
+    assert blind.problems(1, f"study not looked at: searches/faulty_search: it is in {redacted(study)}, ") == []
+    said += [looks, blind]
+
     postgres.stop()
     waits = "2 records wait on the disk: tracking server postgresql://***@127.0.0.1:"
     lost = f"robuq: the study's database {redacted(study)} is not available ("
     away = [commands(*words["sweep"]), commands(*words["search"])]
     assert tally("PostgreSQL away", away[0].problems(0, waits)) == []
     assert tally("PostgreSQL away", away[1].problems(1, lost)) == []
+    looks = commands("doctor", "--output", of["search"], "--tracking-uri", tracking, "--storage", study)
+    assert looks.problems(1, "tracking store: ", f"unreachable study: searches/faulty_search: {lost[7:]}") == []
+    said.append(looks)
     postgres.start()
 
     again = {verb: commands(*words[verb]) for verb in words}
     for verb, folder in of.items():
-        ended = commands("doctor", "--output", folder, "--tracking-uri", tracking)
-        problems = again[verb].problems(0) + ended.problems(0) + contents_of(undisturbed, verb, folder, tracking)
+        where = ["--storage", study] if verb == "search" else []
+        ended = commands("doctor", "--output", folder, "--tracking-uri", tracking, *where)
+        problems = (
+            again[verb].problems(0)
+            + ended.problems(0)
+            + contents_of(undisturbed, verb, folder, tracking, study if verb == "search" else None)
+        )
         assert tally("PostgreSQL, a kill between", problems) == []
         said.append(ended)
     states = trial_states(study, "faulty_search")
@@ -78,10 +88,22 @@ def test_sweeps_and_searches_on_postgresql(
     assert not list(Path.cwd().glob("mlruns"))
 
 
-def contents_of(undisturbed: Undisturbed, verb: str, folder: Path, uri: str) -> list[str]:
+def test_the_doctor_only_reads_a_study(postgres: PostgresServer, tmp_path: Path) -> None:
+    """A trial that nobody works on; a database without Optuna's tables, which stays without."""
+    study, empty = postgres.copy("template0", "looked_at"), postgres.copy("template0", "empty")
+    (tmp_path / "searches" / "left").mkdir(parents=True)  # killed before it had a record
+    optuna.create_study(storage=open_storage(study), study_name="left").ask()
+    before = {name: postgres.dump(name) for name in ("looked_at", "empty")}
+    found = Doctor(Output(tmp_path), storages=[study, empty]).examine()
+    assert sorted(each.kind for each in found) == ["running trial", "unreachable study"]
+    assert {name: postgres.dump(name) for name in before} == before
+    assert PASSWORD not in str(found)
+
+
+def contents_of(undisturbed: Undisturbed, verb: str, folder: Path, uri: str, study: str | None) -> list[str]:
     """Both share a tracking server here: what the other left there is not asked for."""
     plan = {"sweep": "faulty", "search": "faulty_search"}[verb]
-    return undisturbed.differences(verb, folder, uri, only=plan)
+    return undisturbed.differences(verb, folder, uri, plan, study)
 
 
 def test_a_wrong_password_is_one_line_without_it(
@@ -94,8 +116,6 @@ def test_a_wrong_password_is_one_line_without_it(
 
 
 def test_a_url_that_is_none_is_a_mistake_of_the_user() -> None:
-    from robuq.ampn.search import open_storage
-
     for url in ("nosuch://user:hunter2@host/x", "postgresql+nosuch://user:hunter2@host/x"):
         with pytest.raises(ConfigError, match=r"search\.storage .*://\*\*\*@host/x") as caught:
             open_storage(url)

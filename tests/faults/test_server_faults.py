@@ -71,13 +71,13 @@ def search_record(name: str) -> SearchRecord:
     )
 
 
-def tracked_once(server: MlflowServer, plan: str, count: int) -> list[str]:
+def tracked_once(uri: str, plan: str, count: int) -> list[str]:
     """Problems: not `count` runs, one not FINISHED, one that is there twice, a point that was sent twice."""
-    runs = [run for run in tracked_runs(server.uri) if run.experiment == plan]
+    runs = [run for run in tracked_runs(uri) if run.experiment == plan]
     problems = [f"{run.identity} is {run.status}" for run in runs if run.status != "FINISHED"]
     problems += [f"{identity} is there {n} times" for identity, n in Counter(r.identity for r in runs).items() if n > 1]
     problems += [f"{len(runs)} runs, not {count}"] if len(runs) != count else []
-    client = connect(server.uri)
+    client = connect(uri)
     for run in runs:
         for name in client.get_run(run.run_id).data.metrics:
             steps = [point.step for point in client.get_metric_history(run.run_id, name)]
@@ -124,7 +124,7 @@ def test_a_server_that_is_away_for_a_while(
     problems = ended.problems(0, waits, "; the next sweep sends them")
     server.start()
     problems += commands(*commands.words("sweep", output, *more, *seeds)).problems(0)
-    problems += tracked_once(server, "faulty", 3) + [
+    problems += tracked_once(server.uri, "faulty", 3) + [
         str(found) for found in Doctor(Output(output), server.uri).examine()
     ]
     assert tally("MLflow's server away at the end", problems) == []
@@ -150,7 +150,7 @@ def test_a_server_that_fails_at_any_request(
         problems += [problem] if SECRET in problem or "is not available (" not in problem else []
         proxy.behave("forward")
         problems += [] if recording.send_waiting() == 0 else [f"it waits: {recording.problem}"]
-        assert tally(SAID[behaviour], problems + tracked_once(server, plan, seed + 1)) == []
+        assert tally(SAID[behaviour], problems + tracked_once(server.uri, plan, seed + 1)) == []
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_answers_that_get_lost_make_nothing_twice(server: MlflowServer, proxy: P
         if lost:
             proxy.behave("forward")
             recorder.record(record("lost", seed))
-            assert tally("MLflow's answer lost", tracked_once(server, "lost", seed + 1)) == []
+            assert tally("MLflow's answer lost", tracked_once(server.uri, "lost", seed + 1)) == []
             seed += 1
     assert seed >= 8
 
@@ -185,6 +185,6 @@ def test_lost_answers_to_a_search(server: MlflowServer, proxy: Proxy, tally: Tal
         lost = not sent(recorder, search_record(name))
         proxy.behave("forward")
         recorder.record_search(search_record(name))
-        assert tally("MLflow's answer lost", tracked_once(server, name, 3)) == []
+        assert tally("MLflow's answer lost", tracked_once(server.uri, name, 3)) == []
         nth += 3
     assert nth > 10

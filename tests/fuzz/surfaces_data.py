@@ -7,6 +7,7 @@ import gzip
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def png(shape: tuple[int, int], mode: str = "L", kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
+def png_claiming(width: int, height: int) -> bytes:
+    """A whole header, checksum and all, that promises more than there is."""
+    header = b"IHDR" + struct.pack(">II", width, height) + png((1, 1))[24:29]
+    return png((1, 1))[:12] + header + struct.pack(">I", zlib.crc32(header)) + png((1, 1))[33:]
+
+
 PICTURES = {
     "good": png((9, 9)),
     "colour": png((8, 12), "RGB"),
@@ -59,7 +66,8 @@ PICTURES = {
     "bmp": png((8, 8), "RGB", "BMP"),
     "tiff": png((8, 8), "L", "TIFF"),
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run\nshowpage\n%%EOF\n",
-    "bomb": png((1, 1))[:16] + struct.pack(">II", 60_000, 60_000) + png((1, 1))[24:],
+    "bomb": png_claiming(60_000, 60_000),
+    "less of a bomb": png_claiming(9_000, 9_000),
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     "text": b"no picture",
     "empty": b"",

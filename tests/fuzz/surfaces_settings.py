@@ -219,7 +219,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "table": ("--set",),
     "figure": ("--set",),
     "provenance": ("--row", "--column"),
-    "doctor": ("--fix", "--json"),
+    "doctor": ("--fix", "--json", "--storage"),
     "variants": (),
     "dashboard": ("--port", "--plan"),
     "\x1b[2J": (),

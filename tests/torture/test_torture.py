@@ -34,7 +34,9 @@ def torture() -> Iterator[Torture]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "kills"), [("sweep", 2), ("search", 2)])
 def test_killed_commands_end_as_undisturbed_ones(torture: Torture, verb: str, kills: int) -> None:
+    before = torture.tally.kills.total()
     assert torture.round(0, LOCAL, verb, kills) == []
+    assert torture.tally.kills.total() > before, "no kill came: nothing was survived"
 
 
 @pytest.mark.slow

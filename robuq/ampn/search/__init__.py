@@ -19,6 +19,7 @@ from robuq.ampn.search.bit_search import BitSearch, Proposal
 from robuq.ampn.search.importance import FEWEST, importances
 from robuq.ampn.search.study import (
     STATES,
+    database_states,
     drop_half_a_record,
     ends_in_half_a_record,
     journal_states,
@@ -31,6 +32,7 @@ __all__ = [
     "STATES",
     "BitSearch",
     "Proposal",
+    "database_states",
     "drop_half_a_record",
     "ends_in_half_a_record",
     "importances",

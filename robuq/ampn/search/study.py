@@ -14,13 +14,15 @@ from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
+from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from robuq.config import ConfigError
 from robuq.messages import redacted
 from robuq.scratch import scratch_folder
-from robuq.storage_fault import StorageFault, is_locked_out
+from robuq.storage_fault import StorageFault, is_locked_out, reading
 
+CONNECT_SECONDS = 10  # for a database server to take a connection
 LOCK_SECONDS = 5  # after which a journal's lock is taken for a killed process's; an entry takes milliseconds
 STATES = {
     TrialState.RUNNING: "running",
@@ -42,16 +44,33 @@ def open_storage(storage: Path | str | None) -> Any:
     return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
 
 
-def _open_database(url: str) -> Any:
-    """Raises ConfigError: the URL is none, or the database's driver is not installed."""
+def _open_database(url: str, to_read: bool = False) -> Any:
+    """A connection that was cut, as by a server that was started anew, is made anew. `to_read`: nothing else.
+
+    Raises:
+        ConfigError: the URL is none, or the database's driver is not installed.
+    """
     try:
-        return RDBStorage(url)
+        settings = {"pool_pre_ping": True, "connect_args": _connection(url, to_read)}
+        return RDBStorage(url, settings, skip_compatibility_check=to_read, skip_table_creation=to_read)
     except ImportError as error:
         needs = error.__cause__ or error.__context__ or error
         package = getattr(needs, "name", None) or "of its driver"
         raise ConfigError(f"search.storage {redacted(url)} needs the package {package}: install it") from None
     except ArgumentError:
         raise ConfigError(f"search.storage {redacted(url)}: use postgresql://USER@HOST/NAME, or none") from None
+
+
+def _connection(url: str, to_read: bool) -> dict[str, Any]:
+    """What the address leaves open."""
+    parts = make_url(url)
+    if parts.get_backend_name() != "postgresql":
+        return {}
+    own = {
+        "connect_timeout": CONNECT_SECONDS,
+        **({"options": "-c default_transaction_read_only=on"} if to_read else {}),
+    }
+    return {name: value for name, value in own.items() if name not in parts.query}
 
 
 @contextmanager
@@ -79,7 +98,9 @@ def drop_half_a_record(file: Path) -> None:
 
 
 def ends_in_half_a_record(file: Path) -> bool:
-    content = file.read_bytes()
+    """Raises StorageFault: the disk does not give the file."""
+    with reading(file):
+        content = file.read_bytes()
     return bool(content) and not content.endswith(b"\n")
 
 
@@ -105,6 +126,26 @@ def journal_states(file: Path) -> dict[str, list[str]]:
             }
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: a record cannot be read ({type(error).__name__})") from None
+
+
+def database_states(url: str, name: str) -> list[str] | None:
+    """State of each trial of a study in a database, which is only read; None where there is no such study.
+
+    Raises:
+        ConfigError: the URL is none, or the database's driver is not installed.
+        StorageFault: the database cannot be used now, or has no studies.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with study_errors(url):
+        store = _open_database(url, to_read=True)
+        try:
+            trials = store.get_all_trials(store.get_study_id_from_name(name), deepcopy=False)
+        except KeyError:
+            return None
+        finally:
+            store.remove_session()
+            store.engine.dispose()
+    return [STATES.get(trial.state, "waiting") for trial in trials]
 
 
 def open_study(store: Any, name: str, objectives: int) -> Any:
