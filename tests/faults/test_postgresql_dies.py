@@ -3,7 +3,9 @@ and are sent later, none twice; a search goes on by the same command."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,7 +103,9 @@ def test_a_sweep(
         process = commands.start(*words)
         postgres.kill_while_written_to(watcher)
     if back != "after it":
+        os.kill(process, signal.SIGSTOP)  # or it may end before the server is there
         postgres.start()
+        os.kill(process, signal.SIGCONT)
     ended = commands.wait(process)
     if back == "after it":
         waits = f"2 records wait on the disk: tracking server {redacted(tracking)} is not available ("
