@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tortured_ray import environment_of
+
+from experiments.signals import kill
 
 SPAWNER = [sys.executable, str(Path(__file__).with_name("spawner.py"))]
 LONGEST = 900  # seconds of a command, on a busy machine: one that hangs is a failure, too
@@ -44,8 +47,10 @@ class Commands:
         assert self._spawner.stdin is not None
         self._spawner.stdin.write(order + "\n")
         self._spawner.stdin.flush()
-        begun(int(self._answer()))
-        return int(self._answer())
+        process = int(self._answer())
+        begun(process)
+        with _at_most(LONGEST, process, words):
+            return int(self._answer())
 
     def close(self) -> None:
         assert self._spawner.stdin is not None
@@ -60,6 +65,23 @@ class Commands:
         if not line:
             raise RuntimeError(f"the spawner ended: see {self.log}")
         return line
+
+
+@contextmanager
+def _at_most(seconds: float, process: int, words: Sequence[str]) -> Iterator[None]:
+    """Kills `process` after `seconds`; its time is up then, whatever its exit code says."""
+    up = threading.Event()
+
+    def end() -> None:
+        up.set()
+        kill(process)
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    yield
+    timer.cancel()
+    if up.is_set():
+        raise subprocess.TimeoutExpired(words, seconds)
 
 
 @contextmanager
