@@ -47,9 +47,9 @@ class Commands:
         assert self._spawner.stdin is not None
         self._spawner.stdin.write(order + "\n")
         self._spawner.stdin.flush()
-        process = int(self._answer())
-        begun(process)
-        with _at_most(LONGEST, process, words):
+        forked = int(self._answer())
+        begun(forked)
+        with _at_most(LONGEST, forked, words):
             return int(self._answer())
 
     def close(self) -> None:
