@@ -92,6 +92,12 @@ def ternary_rotation(act_bits: int) -> PrecisionMap:
 
 
 @recipe
+def ternary_low_rank(act_bits: int) -> PrecisionMap:
+    """Control: ternary weights and the low-rank branch, activations of the block linears in full precision."""
+    return block_linears(QuantSpec(weight=TERNARY, low_rank=LowRank()))
+
+
+@recipe
 def ternary_low_rank_rotation(act_bits: int) -> PrecisionMap:
     """Control: all that RobuQ does to weights, activations of the block linears in full precision."""
     return block_linears(QuantSpec(weight=TERNARY, transform=ROTATION, low_rank=LowRank()))
