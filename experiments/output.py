@@ -130,8 +130,9 @@ class Output:
         return f" ({who})" if who else ""
 
     def temporaries(self) -> list[Path]:
-        """Half-written records that killed commands left."""
-        return sorted(file for folder in ("runs", "searches") for file in (self.folder / folder).glob("*/.*"))
+        """Half-written records, and a half-copied tracking store, that killed commands left."""
+        records = (file for folder in ("runs", "searches") for file in (self.folder / folder).glob("*/.*"))
+        return sorted([*records, *self.folder.glob(f".{self.tracking_file.name}.*")])
 
     def has_driver(self) -> bool:
         """Whether a command holds the folder now. Changes nothing."""

@@ -30,6 +30,9 @@ OF_SQLITE = {
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_IOERR: errno.EIO,
 }
+OF_TABLES = re.compile(
+    r"already exists|no such (table|column)|duplicate column"
+)  # SQLite has one code for all errors of SQL
 OF_SAFETENSORS = re.compile(r"\(os error (\d+)\)")  # it has no exception for them
 
 
@@ -101,6 +104,11 @@ def is_locked_out(error: BaseException) -> bool:
 def is_no_database(error: BaseException) -> bool:
     """Whether a file is not the SQLite database that it should be."""
     return _is_of_sqlite(error, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+def is_half_made(error: BaseException) -> bool:
+    """Whether tables of an SQLite file are there that were to be made, or are not there that must be."""
+    return any(isinstance(each, sqlite3.OperationalError) and OF_TABLES.search(str(each)) for each in _chain(error))
 
 
 def _is_of_sqlite(error: BaseException, *codes: int) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from robuq.config import Config
 from robuq.messages import redacted
-from robuq.storage_fault import StorageFault, is_locked_out, is_no_database, storage_fault
+from robuq.storage_fault import StorageFault, is_half_made, is_locked_out, is_no_database, storage_fault
 
 BATCH = 1000  # metrics, parameters and tags in one request: MLflow's limit
 PAGE = 5000  # runs in one search request
@@ -51,6 +51,13 @@ class TrackingRefused(ValueError):
 def sqlite_uri(file: Path) -> str:
     """The tracking URI of an SQLite file; absolute, because a relative one follows the working directory."""
     return f"{SQLITE}{file.resolve()}"
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """None where the URI names no plain file: a server, a database in memory, settings behind a question mark."""
+    name = tracking_uri.removeprefix(SQLITE)
+    plain = tracking_uri.startswith(SQLITE) and name not in ("", ":memory:") and "?" not in name
+    return Path(name) if plain else None
 
 
 def connect(tracking_uri: str) -> Any:
@@ -104,6 +111,8 @@ def _unavailable(tracking_uri: str, error: Exception, reason: str) -> TrackingUn
         reason = "another program has locked it: end that program, or wait until it is done"
     if is_no_database(error):
         reason = "it is damaged, or no SQLite database: restore it, or move it away and all records are sent anew"
+    if is_half_made(error):
+        reason = "its tables are half-made: end what makes them, or move it away and all records are sent anew"
     return TrackingUnavailable(tracking_uri, reason if fault is None else str(fault), fault)
 
 

@@ -29,7 +29,9 @@ from robuq.record.mlflow.client import (
     find_run,
     place_of,
     points_of,
+    sqlite_file,
 )
+from robuq.record.mlflow.new_store import make_store
 from robuq.record.mlflow.searches import send_search
 from robuq.record.run_record import RunRecord
 from robuq.record.search_record import SearchRecord
@@ -49,6 +51,9 @@ class MlflowRecorder:
     def __init__(self, tracking_uri: str, artifact_root: Path | None = None) -> None:
         self.tracking_uri = tracking_uri
         self.artifact_root = artifact_root or _folder_beside(tracking_uri)
+        with errors_of(tracking_uri):
+            if (file := sqlite_file(tracking_uri)) is not None:
+                make_store(file)
         self._client = connect(tracking_uri)
         self._experiments: dict[str, str] = {}  # plan -> experiment id
 
