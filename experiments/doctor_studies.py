@@ -10,6 +10,7 @@ from pathlib import Path
 from experiments.doctor_findings import SAME, Finding, not_given
 from experiments.output import Output
 from experiments.search_run import JOURNAL
+from robuq.addresses import address_fault
 from robuq.ampn.search import database_states, drop_half_a_record, ends_in_half_a_record, journal_states
 from robuq.config import ConfigError
 from robuq.messages import HIDDEN
@@ -31,8 +32,11 @@ class StudyCheck:
         addresses with these.
 
         Raises:
-            ConfigError: no search keeps its study in one of the storages.
+            ConfigError: no search keeps its study in one of the storages, or one is no address.
         """
+        for uri in storages:
+            if fault := address_fault(uri):
+                raise ConfigError(f"--storage {fault}")
         self._folder, self._searches = output.folder / "searches", searches
         self._storages = {redacted(uri): uri for uri in storages}
         places = {name: record.search.get("storage") for name, record in searches.items()}

@@ -10,33 +10,59 @@ HIDDEN = "***"
 # A scheme, then what may hold a user and a password. A password with a slash, a question mark or a hash in it is
 # written wrongly, and given all the same: everything before the last @ is hidden.
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s'\"<>|]*)")
+_AFTER = ".,;:!)}`…"  # of the sentence that an address stands in
+_PLAIN_PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.%~-]*)(?::(?P<port>[0-9]{1,5}))?")
 _NO_SCHEME = re.compile(r"(?<![\w.:/@-])[\w.+%-]+:(?!//)[^\s'\"<>|@]+@(?=[\w.-]+)")
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories: controls, marks of direction, half characters
 
 
 def redacted(uri: str) -> str:
-    """The address without user, password, query and fragment: `postgresql://***@host/name`."""
+    """The address without user, password, query and fragment: `postgresql://***@host/name`; what is no host and no port
+    is hidden with all that follows: `postgresql://***`."""
     scheme, mark, rest = uri.partition("://")
     if not mark:
         return _NO_SCHEME.sub(f"{HIDDEN}@", uri).partition("?")[0].partition("#")[0]
-    return f"{scheme}://{_without_user(rest)}"
+    return f"{scheme}://{_without_user(scheme, rest)}"
 
 
-def _without_user(rest: str) -> str:
-    """What comes after `://`. An address that begins with a slash names a file, and has no user."""
-    user, at, place = rest.rpartition("@")
-    if rest.startswith("/") or not at:
-        user, place = "", rest
-    elif set("?#") & set(user) and ":" not in re.split("[?#]", user)[0]:
-        user, place = "", rest  # the @ is in the query, and no password is before it
+def _without_user(scheme: str, rest: str) -> str:
+    """What comes after `://`. Where that is no host, it may be a password that was written wrongly, and is hidden."""
+    user, place = _user_and_place(scheme, rest)
     place = re.split("[?#]", place)[0]
+    host, _, path = place.partition("/")
+    if not is_plain_place(host) or (not host and ":" in path and not _names_a_file(scheme)):
+        return HIDDEN
     return f"{HIDDEN}@{place}" if user else place
+
+
+def _user_and_place(scheme: str, rest: str) -> tuple[str, str]:
+    """What comes before the @ and what comes after it."""
+    user, at, place = rest.rpartition("@")
+    if not at or (rest.startswith("/") and _names_a_file(scheme)):
+        return "", rest
+    if set("?#") & set(user) and ":" not in re.split("[?#]", user)[0]:
+        user, _, place = re.split("[?#]", rest)[0].rpartition("@")  # the last @ is in the query
+    return user, place
+
+
+def _names_a_file(scheme: str) -> bool:
+    return scheme.lower().partition("+")[0] in ("sqlite", "file")
+
+
+def is_plain_place(text: str) -> bool:
+    """Is it HOST, HOST:PORT, or nothing?"""
+    found = _PLAIN_PLACE.fullmatch(text)
+    return found is not None and int(found["port"] or 0) < 2**16
 
 
 def without_secrets(text: str) -> str:
     """The text with every address in it redacted."""
-    text = _ADDRESS.sub(lambda found: f"{found['scheme']}://{_without_user(found['rest'])}", text)
-    return _NO_SCHEME.sub(f"{HIDDEN}@", text)
+    return _NO_SCHEME.sub(f"{HIDDEN}@", _ADDRESS.sub(_redacted_inside, text))
+
+
+def _redacted_inside(found: re.Match[str]) -> str:
+    rest = found["rest"].rstrip(_AFTER if "[" in found["rest"] else f"{_AFTER}]")
+    return f"{found['scheme']}://{_without_user(found['scheme'], rest)}{found['rest'][len(rest) :]}"
 
 
 def shown_as_written(text: str) -> str:

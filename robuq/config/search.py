@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from robuq.addresses import study_fault
 from robuq.config.ampn import Allocator
 from robuq.config.base import MOST, Config, Seed
 
@@ -27,6 +28,8 @@ class Rung(Config):
 class SearchConfig(Config):
     """One search. With two objectives the space has one parameter more, the budget's limit."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # of pydantic's own text: an address may hold a password
+
     space: SpaceName = "policy"
     sampler: SamplerName = "tpe"
     # Distinct allocations at the first rung, enqueued ones included.
@@ -37,9 +40,17 @@ class SearchConfig(Config):
     budget_range: tuple[float, float] | None = None  # limits to choose from, in the budget's unit
     enqueue: tuple[Allocator, ...] = ("uniform", "greedy", "exact", "paper")
     seed: Seed = 0
-    storage: str | None = None  # None: a journal file in the output folder; else an Optuna RDB URL
+    # None: a journal file in the output folder; else a database, as postgresql://HOST/NAME or sqlite:////FOLDER/FILE.db.
+    storage: str | None = None
     # Of the runs that compare the winner with baselines.
     confirm_seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = ()
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_a_database(cls, storage: str | None) -> str | None:
+        if storage is not None and (fault := study_fault(storage)):
+            raise ValueError(fault)
+        return storage
 
     @model_validator(mode="after")
     def _rungs_ascend(self) -> Self:

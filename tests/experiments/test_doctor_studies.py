@@ -108,6 +108,17 @@ def test_an_address_that_no_search_has_is_a_mistake(tmp_path: Path, storage: str
         examine(folder_with(tmp_path / "other", None), wrong)
 
 
+def test_an_address_in_a_record_that_is_none(tmp_path: Path) -> None:
+    """Brought along, or of a version that took it: SQLAlchemy would quote it in a traceback."""
+    folder = folder_with(tmp_path / "out", None)
+    file = folder / "searches" / "bits" / "search.json"
+    file.write_text(file.read_text().replace('"storage": null', f'"storage": "postgresql://u:{SECRET}/x"'))
+    (found,) = examine(folder)
+    assert (found.kind, SECRET in found.what) == ("unreachable study", False)
+    with pytest.raises(ConfigError, match=r"--storage postgresql://\*\*\*: this is not"):
+        examine(folder, f"postgresql://u:{SECRET}/x")
+
+
 def test_a_search_that_was_killed_before_it_had_a_record(tmp_path: Path, storage: str) -> None:
     begin_study(storage)
     (tmp_path / "out" / "searches" / "bits").mkdir(parents=True)

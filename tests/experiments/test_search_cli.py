@@ -68,7 +68,12 @@ def test_every_verb_has_an_example(robuq: Robuq, verb: str) -> None:
             ["search", "smoke", "--set", "search.objectives=loss,bops", "--set", "search.budget_range=1,2"],
             "set one rung",
         ),
-        (["search", "smoke", "--tracking-uri", "foo://user:secret@host/x"], "foo://***@host/x refused the request"),
+        (["search", "smoke", "--tracking-uri", "foo://user:secret@host/x"], "foo://***@host/x: foo is none of http, "),
+        (["search", "smoke", "--set", "search.storage=study.db"], "search.storage: this is no address of a database"),
+        (["search", "smoke", "--set", "search.storage=sqlite://"], "a study in memory goes with the command"),
+        (["search", "smoke", "--set", "search.storage=postgresql://u:secret/x"], "storage: postgresql://***: this"),
+        (["search", "smoke", "--set", "search.storage=foo://u:secret@host/x"], "search.storage foo://***@host/x: use"),
+        (["search", "smoke", "--set", "search.storage=mysql://u:secret@host/x"], "needs the package MySQLdb"),
         (["plan", "searches/smoke", "--set", "search.space=wide"], "search.space: input should be 'policy'"),
         (["allocate", "--preset", "nano", "--budget", "9"], None),
         (["allocate", "--budget", "0.5"], "budget 0.5 mean bits by macs cannot be reached: from 1 to 8 can"),
@@ -90,8 +95,10 @@ def test_mistakes_are_one_line_and_exit_code_2(
         return
     assert code == 2
     assert message in err
+    assert "secret" not in err
     assert len(err.splitlines()) == 1
     assert out == ""
+    assert not list(tmp_path.iterdir())
 
 
 # --- sensitivity and allocation -------------------------------------------------------------------------------

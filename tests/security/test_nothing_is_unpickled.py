@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import io
+import json
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from dangerous_calls import OWN, faults
+from optuna.samplers import CmaEsSampler
 
 from analysis.html_report import html_of
 from experiments.plan import load_plan
 from experiments.plan_yaml import read_yaml
-from robuq.config import ConfigError, DataConfig, ModelConfig
+from robuq.ampn.problem import Problem
+from robuq.ampn.search import BitSearch, samplers
+from robuq.config import Budget, ConfigError, DataConfig, ModelConfig, SearchConfig
 from robuq.data.load import load_data
 from robuq.evaluate import drawn_images
 from robuq.models import build_dit, load_dit, save_dit
@@ -26,94 +31,19 @@ from robuq.record.artifact_files import write_artifact_files
 from robuq.record.run_record import RunRecord
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("robuq", "experiments", "analysis", "dashboards")
-UNPICKLERS = ("pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "copyreg")
-FORBIDDEN = (
-    "eval",
-    "exec",
-    "compile",
-    "os.system",
-    "os.popen",
-    "subprocess.getoutput",
-    "subprocess.getstatusoutput",
-    "pd.read_pickle",
-    "pandas.read_pickle",
-    "torch.jit.load",
-    "torch.hub.load",
-    "torch.package",
-    "shutil.unpack_archive",
-    "yaml.unsafe_load",
-    "yaml.full_load",
-    "yaml.load_all",
-    "input",
-    "__import__",
-    "tempfile.mktemp",
-)
-LOADERS = {
-    "torch": {"load"},
-    "numpy": {"load"},
-    "yaml": {"load", "full_load", "unsafe_load"},
-    "pandas": {"read_pickle"},
-}
-SHELLS = ("subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_call", "subprocess.check_output")
-
-
-def faults(text: str) -> list[str]:
-    """What a module does that could run the content of a file or the text of an argument."""
-    found = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found += _imports(node)
-        elif isinstance(node, ast.Call):
-            found += _call(ast.unparse(node.func), node)
-    return found
-
-
-def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    if isinstance(node, ast.ImportFrom):
-        names = [alias.name for alias in node.names]
-        if (node.module or "").split(".")[0] in UNPICKLERS and names != ["UnpicklingError"]:
-            yield f"imports {node.module}"
-        if node.module == "subprocess" or (node.module == "os" and {"system", "popen"} & set(names)):
-            yield f"imports {', '.join(names)} of {node.module}: write them out, so that this test sees them"
-        if LOADERS.get(node.module or "", set()) & {*names}:
-            yield f"imports {', '.join(names)} of {node.module}: write them out, so that this test sees them"
-    else:
-        yield from (f"imports {a.name}" for a in node.names if a.name.split(".")[0] in UNPICKLERS)
-
-
-def _call(name: str, node: ast.Call) -> Iterator[str]:
-    given = {keyword.arg: keyword.value for keyword in node.keywords}
-    if name in FORBIDDEN or name.startswith(("os.exec", "os.spawn")):
-        yield f"calls {name}"
-    if name == "torch.load" and not _is(given.get("weights_only"), True):
-        yield "torch.load without weights_only=True"
-    if name in ("np.load", "numpy.load") and not _is(given.get("allow_pickle"), False):
-        yield "np.load without allow_pickle=False"
-    if name.endswith("read_array") and not _is(given.get("allow_pickle"), False):
-        yield "read_array without allow_pickle=False"
-    if name == "yaml.load" and not (isinstance(given.get("Loader"), ast.Name) and given["Loader"].id == "_Loader"):
-        yield "yaml.load without the safe loader"
-    if name in SHELLS and (
-        not _is(given.get("shell", ast.Constant(False)), False)
-        or isinstance(node.args[0], ast.Constant | ast.JoinedStr)
-    ):
-        yield f"{name} by a shell"
-    if name.endswith((".extractall", ".extract")):
-        yield f"{name} unpacks to names that the archive chooses"
-
-
-def _is(node: ast.expr | None, value: bool) -> bool:
-    return isinstance(node, ast.Constant) and node.value is value
 
 
 def modules() -> list[Path]:
-    return sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+    return sorted(file for package in OWN for file in (ROOT / package).rglob("*.py"))
 
 
 def test_no_module_can_run_what_a_file_holds() -> None:
     assert len(modules()) > 100
-    found = {str(file.relative_to(ROOT)): list_ for file in modules() if (list_ := faults(file.read_text()))}
+    found = {
+        str(file.relative_to(ROOT)): list_
+        for file in modules()
+        if (list_ := faults(file.read_text(), str(file.relative_to(ROOT))))
+    }
     assert found == {}
 
 
@@ -124,31 +54,64 @@ def test_no_module_can_run_what_a_file_holds() -> None:
         "from pickle import loads",
         "import joblib.numpy_pickle",
         "import torch\ntorch.load(f)",
-        "torch.load(f, weights_only=False)",
-        "np.load(f)",
-        "np.load(f, allow_pickle=True)",
-        "np.load(f, allow_pickle=x)",
-        "yaml.load(t, Loader=yaml.Loader)",
-        "yaml.load(t)",
-        "yaml.unsafe_load(t)",
+        "import torch\ntorch.load(f, weights_only=False)",
+        "import torch as t\nt.load(f)",
+        "from torch import load\nload(f)",
+        "from torch.serialization import load as read\nread(f)",
+        "import torch\nread = torch.load\nread(f)",
+        "import torch\nmap(torch.load, files)",
+        "from torch.package import PackageImporter",
+        "import numpy as np\nnp.load(f)",
+        "import numpy as np\nnp.load(f, allow_pickle=True)",
+        "import numpy as np\nnp.load(f, allow_pickle=x)",
+        "import numpy\nnumpy.lib.npyio.load(f, allow_pickle=True)",
+        "from numpy import load as read\nread(f)",
+        "from numpy.lib import format as own\nown.read_array(f)",
+        "import yaml\nyaml.load(t, Loader=yaml.Loader)",
+        "import yaml\nyaml.load(t)",
+        "import yaml as y\ny.load(t, Loader=y.Loader)",
+        "import yaml\nyaml.unsafe_load(t)",
+        "from yaml import unsafe_load\nunsafe_load(t)",
+        "import pandas as pd\npd.read_pickle(f)",
         "eval('1')",
         "exec(t)",
-        "os.system(t)",
-        "subprocess.run('ls', shell=True)",
-        "subprocess.run(words, shell=x)",
-        "subprocess.run(f'ls {x}')",
-        "from subprocess import run",
-        "from os import system",
-        "from torch import load",
-        "from numpy import load as read",
-        "from yaml import unsafe_load",
+        "import builtins\nbuiltins.eval(t)",
+        "run = eval\nrun(t)",
+        "__import__('pickle').loads(t)",
+        "from importlib import import_module\nimport_module('pickle').loads(t)",
+        "import importlib\nimportlib.import_module(name)",
+        "import importlib as i\ni.import_module(f'{name}.robuq')",
+        "import importlib\nget = importlib.import_module",
+        "from os import *",
+        "import os\nos.system(t)",
+        "from os import system\nsystem(t)",
+        "import os\nos.execv(a, b)",
+        "import subprocess\nsubprocess.run('ls', shell=True)",
+        "import subprocess\nsubprocess.run(words, shell=x)",
+        "import subprocess\nsubprocess.run(f'ls {x}')",
+        "from subprocess import run\nrun('ls')",
         "archive.extractall(p)",
-        "pd.read_pickle(f)",
-        "os.execv(a, b)",
+        "from optuna.samplers import CmaEsSampler",
+        "import optuna\noptuna.samplers.CmaEsSampler(seed=0)",
+        "from optuna.storages.journal import JournalRedisBackend",
     ],
 )
 def test_each_of_these_is_seen(text: str) -> None:
     assert faults(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch\ntorch.load(f, weights_only=True)",
+        "import numpy as n\nn.load(f, allow_pickle=False)",
+        "import importlib\nimportlib.import_module('robuq.train')\nimportlib.import_module(f'dashboards.views.{x}')",
+        "import subprocess\nsubprocess.run([program, *words])",
+        "import re\nre.compile('x')\nSensitivityTable.load(f)",
+    ],
+)
+def test_none_of_these_is(text: str) -> None:
+    assert faults(text) == []
 
 
 def test_the_yaml_loader_makes_plain_data_alone() -> None:
@@ -260,6 +223,32 @@ def _paper_arrays(folder: Path, trace: Path) -> object:
     return cached._arrays.__wrapped__(Source("sqlite:////none"), str(folder / "a.npz"), "")  # type: ignore[attr-defined]
 
 
+STUDY = SearchConfig(space="layer", sampler="cmaes", evaluations=30, enqueue=())
+
+
+def _search(journal: Path) -> BitSearch:
+    cost = np.outer(np.full(6, 1 / 6), (1, 2, 3, 4))
+    damage = np.exp2(-np.arange(24.0)).reshape(6, 4)
+    names = tuple(f"transformer_blocks.{block}.{role}" for block in (0, 1) for role in ("qkv", "proj", "fc1"))
+    problem = Problem(names, (1, 2, 3, 4), damage, cost, 2.0, Budget(limit=2.0, weights="layers"))
+    return BitSearch(problem, STUDY, storage=journal, study_name="s", known={})
+
+
+def _study(folder: Path, trace: Path) -> object:
+    """With a state of CMA-ES as Optuna itself keeps it."""
+    search = _search(journal := folder / "study.journal")
+    for proposal in islice(iter(search.ask, None), 3):
+        search.finish(proposal.number, float(proposal.number))
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    for record in records:
+        if "system_attrs" in record:
+            record["system_attrs"] |= {
+                f"{kind}:optimizer:0": pickle.dumps(Attack(trace)).hex() for kind in ("cma", "cmawm")
+            }
+    journal.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return _search(journal).ask()
+
+
 REFUSALS: dict[Callable[[Path, Path], object], str] = {
     _latents: "no plain array",
     _pickled_latents: "not a zip file",
@@ -269,6 +258,7 @@ REFUSALS: dict[Callable[[Path, Path], object], str] = {
     _drawn_before: "Object arrays cannot be loaded",
     _plan: "tags",
     _paper_arrays: "Object arrays cannot be loaded",
+    _study: "the study's state of CMA-ES is not as a search writes it",
 }
 
 
@@ -280,6 +270,14 @@ def test_a_malicious_file_is_refused(load: Callable[[Path, Path], object], tmp_p
     with pytest.raises(ValueError, match=REFUSALS[load]):
         load(folder, trace)
     assert not trace.exists()
+
+
+def test_optunas_own_sampler_runs_what_a_study_holds(
+    tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(samplers.SAMPLERS, "cmaes", (CmaEsSampler, samplers.SAMPLERS["cmaes"][1]))
+    _study(tmp_path, trace)
+    assert trace.is_dir()
 
 
 # --- pages ----------------------------------------------------------------------------------------------------

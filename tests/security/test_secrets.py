@@ -15,6 +15,7 @@ from typing import Self
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from streamlit.testing.v1 import AppTest
 
 from dashboards.app import PAGES
@@ -109,6 +110,33 @@ def test_stores_with_a_token_that_are_there(commands: Commands) -> None:
     assert kept_in(commands.folder) == []
 
 
+MALFORMED = (f"postgresql://someone:{SECRET}/x", f"postgresql://u:p@{SECRET}:port/x", f"http://u:{SECRET}/x", SECRET)
+
+
+@pytest.mark.parametrize("address", MALFORMED)
+def test_a_malformed_address_is_one_line_before_anything_is_done(commands: Commands, address: str) -> None:
+    """And without the secret: `Commands` looks."""
+    for verb in (["sweep", "plan.yaml"], ["train", "minmax"], ["report", "plan.yaml"], ["doctor"], ["paper"]):
+        code, said = commands(*verb, "--tracking-uri", address)
+        assert (code, len(said.splitlines())) == (2, 1)
+        assert said.startswith("robuq: --tracking-uri: ")
+    for verb in ("search", "plan", "status"):
+        code, said = commands(verb, "search.yaml", "--set", f"search.storage={address}")
+        assert (code, len(said.splitlines())) == (2, 1)
+        assert said.startswith("robuq: search.yaml: search.storage: ")
+    code, said = commands("doctor", "--storage", address)
+    assert (code, len(said.splitlines())) == (2, 1)
+
+
+@pytest.mark.slow
+def test_a_study_whose_database_is_away_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    storage = f"search.storage=postgresql://someone:{SECRET}@127.0.0.1:9/x"
+    code, said = Commands(tmp_path)("search", "search.yaml", "--executor", "local", "--set", storage)
+    assert (code, len(said.splitlines())) == (1, 1)
+    assert said.startswith("robuq: the study's database postgresql://***@127.0.0.1:9/x is not available (")
+    assert not list((tmp_path / "out").rglob("result.json"))
+
+
 def test_a_bug_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise RuntimeError(f"could not open {AWAY}")
@@ -124,6 +152,9 @@ def test_errors_in_process_do_not_quote_addresses() -> None:
         with pytest.raises(ConfigError) as caught:
             SearchConfig.parse(changes)
         assert SECRET not in str(caught.value)
+    with pytest.raises(ValidationError) as raised:  # pydantic's own
+        SearchConfig(storage=MALFORMED[0])
+    assert SECRET not in str(raised.value)
 
 
 def test_the_next_command_does_not_repeat_a_setting_with_a_password() -> None:
@@ -202,13 +233,27 @@ def test_pages_of_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.Monke
         (f"http://h/x?user=a@b&token={SECRET}", "http://h/x"),
         ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
         ("/home/a@b/mlruns", "/home/a@b/mlruns"),
-        ("http://[::1", "http://[::1"),
+        (f"http://{SECRET}@h/x?user=a@b", "http://***@h/x"),
+        (f"postgresql://user:{SECRET}/mlflow", "postgresql://***"),  # no host and port: a user and a password?
+        (f"postgresql://user:a/{SECRET}/mlflow", "postgresql://***"),
+        (f"postgresql://u:p@{SECRET}:port/x", "postgresql://***"),
+        (f"http:///user:{SECRET}@h", "http://***@h"),
+        (f"http:///user:{SECRET}", "http://***"),
+        ("http://h:65536", "http://***"),
+        ("http://[::1]:80/x", "http://[::1]:80/x"),
+        ("http://[::1", "http://***"),
         ("", ""),
     ],
 )
 def test_addresses(address: str, shown: str) -> None:
     assert redacted(address) == shown
-    assert SECRET not in without_secrets(f"opening '{address}': failed")
+    for text in (f"opening '{address}': failed", f"{address}: failed", f"(at {address}).", f"[{address}]"):
+        assert SECRET not in without_secrets(text)
+
+
+def test_addresses_without_a_secret_stay_as_they_are_in_a_sentence() -> None:
+    text = "http://h:80: away (http://h:80/x), [http://h:80], http://[::1]:80, see sqlite:////a/b.db; or http://h."
+    assert without_secrets(text) == text
 
 
 @given(st.text(st.characters(exclude_characters="@", exclude_categories=["C", "Z"]), min_size=4), st.text(max_size=20))
@@ -217,7 +262,7 @@ def test_no_password_is_shown_whatever_is_in_it(password: str, before: str) -> N
     assert secret not in redacted(f"postgresql://user:{secret}@host/name")
 
 
-@given(st.text())
+@given(st.text() | st.text(st.sampled_from("ab1:/@?#[].,)` ")).map("x http://{}".format))
 def test_one_line_is_one_line_and_stays_as_it_is(text: str) -> None:
     line = one_line(text)
     assert len(line) <= MAX_LINE

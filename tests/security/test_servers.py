@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from experiments.cli_dashboard import HOST, streamlit_command
-from experiments.executors import LOOPBACK_ONLY
 
 PATIENCE = 120.0  # seconds, for a server to listen
 CLUSTER = """
@@ -112,7 +111,6 @@ def test_the_dashboard(tmp_path: Path) -> None:
     assert all(map(is_loopback, found)), found
 
 
-def test_what_is_asked_of_streamlit_and_ray() -> None:
+def test_what_is_asked_of_streamlit() -> None:
     assert f"--server.address={HOST}" in streamlit_command(8501)
     assert HOST == "127.0.0.1"
-    assert LOOPBACK_ONLY

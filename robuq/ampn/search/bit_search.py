@@ -43,7 +43,7 @@ class BitSearch:
 
     Args:
         problem: with two objectives, a function from the budget's limit to the problem.
-        storage: a journal file, an Optuna RDB URL (text with `://`), or None to keep it in memory.
+        storage: a journal file, the address of a database (text), or None to keep it in memory.
         known: allocations to evaluate first, in this order and never pruned, by name.
 
     Raises:
@@ -114,7 +114,11 @@ class BitSearch:
         return "pruned"
 
     def finish(self, number: int, values: float | Sequence[float]) -> None:
-        """The loss at the last rung, or (loss, average bits or BOPs). What is not finite fails the evaluation."""
+        """The loss at the last rung, or (loss, average bits or BOPs). What is not finite fails the evaluation.
+
+        Raises:
+            ValueError: not as many values as objectives.
+        """
         trial, told = self._running(number), list(values) if isinstance(values, Sequence) else [values]
         if len(told) != len(self.config.objectives):
             raise ValueError(f"got {len(told)} value(s): the objectives are {', '.join(self.config.objectives)}")

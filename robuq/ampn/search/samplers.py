@@ -10,11 +10,12 @@ from typing import Any
 
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from robuq.ampn.policy import Parameter
+from robuq.ampn.search.cmaes_sampler import PlainCmaEsSampler
 from robuq.ampn.search.study import end_like, open_study
 
 OF_STUDY = "of the study"  # system attribute of a trial: see SamplerStudy
@@ -22,7 +23,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "random": (RandomSampler, {}),
     "tpe": (TPESampler, {"n_startup_trials": 10, "n_ei_candidates": 96, "multivariate": True, "constant_liar": True}),
     "nsga2": (NSGAIISampler, {"population_size": 8, "crossover_prob": 0.9, "swapping_prob": 0.5}),
-    "cmaes": (CmaEsSampler, {"popsize": None, "consider_pruned_trials": True, "warn_independent_sampling": False}),
+    "cmaes": (PlainCmaEsSampler, {"popsize": None, "consider_pruned_trials": True, "warn_independent_sampling": False}),
 }
 
 
@@ -84,7 +85,11 @@ def distribution(parameter: Parameter) -> Any:
 
 
 def written_distribution(text: str) -> Any:
-    """From `FloatDistribution(high=8.0, log=True, low=0.125, step=None)`."""
+    """From `FloatDistribution(high=8.0, log=True, low=0.125, step=None)`.
+
+    Raises:
+        ValueError: the text is nothing of the kind.
+    """
     known = {kind.__name__: kind for kind in (FloatDistribution, IntDistribution)}
     try:
         call = ast.parse(text, mode="eval").body

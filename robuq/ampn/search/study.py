@@ -14,9 +14,10 @@ from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from robuq.addresses import address_fault
 from robuq.config import ConfigError
 from robuq.messages import redacted
 from robuq.scratch import scratch_folder
@@ -33,15 +34,40 @@ STATES = {
 
 
 def open_storage(storage: Path | str | None) -> Any:
+    """A journal file, a database by its address, or memory.
+
+    Raises:
+        ConfigError: the address is none, or the database's driver is not installed.
+    """
     if storage is None:
         return InMemoryStorage()
-    if isinstance(storage, str) and "://" in storage:
+    if isinstance(storage, str):
         return _open_database(storage)
-    file = Path(storage)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    drop_half_a_record(file)
-    lock = JournalFileSymlinkLock(str(file), grace_period=LOCK_SECONDS)
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+    storage.parent.mkdir(parents=True, exist_ok=True)
+    drop_half_a_record(storage)
+    lock = JournalFileSymlinkLock(str(storage), grace_period=LOCK_SECONDS)
+    return JournalStorage(JournalFileBackend(str(storage), lock_obj=lock))
+
+
+def check_storage(storage: str | None) -> None:
+    """Could a study be kept there? Nothing is connected to, or written.
+
+    Raises:
+        ConfigError: the URL is none, or the database's driver is not installed.
+    """
+    if storage is not None:
+        with _url_errors(storage):
+            create_engine(storage).dispose()
+
+
+def reach_storage(storage: str | None) -> None:
+    """Open a database before work is done that it should keep.
+
+    Raises:
+        ConfigError, or errors that `study_errors` turns into a StorageFault: it cannot be opened.
+    """
+    if storage is not None:
+        open_storage(storage).engine.dispose()
 
 
 def _open_database(url: str, to_read: bool = False) -> Any:
@@ -50,15 +76,23 @@ def _open_database(url: str, to_read: bool = False) -> Any:
     Raises:
         ConfigError: the URL is none, or the database's driver is not installed.
     """
-    try:
+    with _url_errors(url):
         settings = {"pool_pre_ping": True, "connect_args": _connection(url, to_read)}
         return RDBStorage(url, settings, skip_compatibility_check=to_read, skip_table_creation=to_read)
+
+
+@contextmanager
+def _url_errors(url: str) -> Iterator[None]:
+    if fault := address_fault(url):
+        raise ConfigError(f"search.storage {fault}")
+    try:
+        yield
     except ImportError as error:
         needs = error.__cause__ or error.__context__ or error
         package = getattr(needs, "name", None) or "of its driver"
         raise ConfigError(f"search.storage {redacted(url)} needs the package {package}: install it") from None
     except ArgumentError:
-        raise ConfigError(f"search.storage {redacted(url)}: use postgresql://USER@HOST/NAME, or none") from None
+        raise ConfigError(f"search.storage {redacted(url)}: use postgresql://HOST/NAME, or none") from None
 
 
 def _connection(url: str, to_read: bool) -> dict[str, Any]:
