@@ -15,15 +15,14 @@ from experiments.launch import Job, Sweep, launch
 from experiments.output import Output
 from experiments.progress import display_of, duration
 from experiments.search_problem import SENSITIVITY_FILE, Prices, ampn_of, check_budget, problem_of, read_table
+from experiments.target_file import check_target, not_written
 from robuq.ampn.allocate import allocate, uniform
-from robuq.ampn.bits_file import bits_data
+from robuq.ampn.bits_file import bits_data, read_bits
 from robuq.ampn.problem import unit
 from robuq.ampn.table import SensitivityTable, split_decision
 from robuq.config import BLOCK_ROLES, ConfigError, RunConfig
 from robuq.data.fingerprint import data_fingerprint
 from robuq.stages import StageStore, sensitivity_stages, stages_of, write_json
-
-SHARE_ALLOWED = 0.1  # of the training that a sensitivity serves
 
 
 def measured(run: RunConfig, output: Output, device: str, console: Console) -> tuple[Job, SensitivityTable]:
@@ -132,13 +131,26 @@ def allocation_data(run: RunConfig, table: SensitivityTable) -> dict[str, Any]:
     }
 
 
+def check_bits_file(file: Path) -> None:
+    """Raises ConfigError: the file cannot be written, or is there and holds something else."""
+    check_target(file, "a file of bits", _holds_bits)
+
+
+def _holds_bits(file: Path) -> bool:
+    try:
+        read_bits(file)
+    except ConfigError:
+        return False
+    return True
+
+
 def write_bits(data: Mapping[str, Any], file: Path) -> None:
     """Raises ConfigError: the file cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, data)
     except OSError as error:
-        raise ConfigError(f"cannot write {file} ({error.strerror}): choose another --file") from None
+        raise not_written(file, error) from None
 
 
 def print_allocation(data: Mapping[str, Any], console: Console) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.cli_checks import check_said_once, check_workers, cluster_address, parsed_file
+from experiments.cli_launch import say_what_is_away
 from experiments.cli_options import (
     FAILED,
     RESULTS,
@@ -20,9 +22,10 @@ from experiments.cli_options import (
     GpusPerRun,
     Json,
     Preset,
+    RunSettings,
     SearchFileArgument,
+    SearchSettings,
     Seed,
-    Settings,
     Tracking,
     Workers,
     command_line,
@@ -37,19 +40,29 @@ if TYPE_CHECKING:
 
 bits_app = typer.Typer()
 
+SAME = {  # parameters, and the settings that say the same
+    "variant": "variant",
+    "act_bits": "act_bits",
+    "measure": "ampn.measure",
+    "budget": "ampn.budget.limit",
+    "weights": "ampn.budget.weights",
+    "allocator": "ampn.allocator",
+}
+
 AmpnVariant = Annotated[str, typer.Argument(metavar="[VARIANT]", help="A name from `robuq variants`.")]
 MeasureOption = Annotated[Measure | None, typer.Option(help="Which measure of damage counts.")]
 
 
 @bits_app.command()
 def sensitivity(
+    context: typer.Context,
     variant: AmpnVariant = "robuq",
     act_bits: ActBits = 2,
     preset: Preset = "digits",
     seed: Seed = 0,
     measure: MeasureOption = None,
     output: Folder = RESULTS,
-    settings: Settings = None,
+    settings: RunSettings = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -63,6 +76,7 @@ def sensitivity(
     from experiments.allocation import measured, print_sensitivity, sensitivity_data
     from experiments.output import Output
 
+    check_said_once(context, settings, SAME)
     run, folder = _run(variant, act_bits, preset, seed, settings, {"measure": measure}), Output(output)
     job, table = measured(run, folder, device, make_console(stderr=True))
     data = sensitivity_data(job, table, folder.store)
@@ -71,6 +85,7 @@ def sensitivity(
 
 @bits_app.command()
 def allocate(
+    context: typer.Context,
     variant: AmpnVariant = "robuq",
     budget: Annotated[float | None, typer.Option(help="Mean bits, or 10^9 BOPs; default: --act-bits.")] = None,
     weights: Annotated[Weighting | None, typer.Option(help="What the budget's mean is weighted by.")] = None,
@@ -79,9 +94,12 @@ def allocate(
     act_bits: ActBits = 2,
     preset: Preset = "digits",
     seed: Seed = 0,
-    file: Annotated[Path | None, typer.Option(help="bits.json to write, for `robuq train --bits`.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(parser=parsed_file, metavar="PATH", help="bits.json to write, for `robuq train --bits`."),
+    ] = None,
     output: Folder = RESULTS,
-    settings: Settings = None,
+    settings: RunSettings = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -92,9 +110,12 @@ def allocate(
     robuq allocate --budget 2.5 --allocator greedy --measure output_error --file bits.json
     robuq train robuq_uniform --bits bits.json
     """
-    from experiments.allocation import allocation_data, measured, print_allocation, write_bits
+    from experiments.allocation import allocation_data, check_bits_file, measured, print_allocation, write_bits
     from experiments.output import Output
 
+    check_said_once(context, settings, SAME)
+    if file is not None:
+        check_bits_file(file)
     wanted = {"budget.limit": budget, "budget.weights": weights, "allocator": allocator, "measure": measure}
     run, folder = _run(variant, act_bits, preset, seed, settings, wanted), Output(output)
     _, table = measured(run, folder, device, make_console(stderr=True))
@@ -108,9 +129,10 @@ def allocate(
 
 @bits_app.command()
 def search(
+    context: typer.Context,
     file: SearchFileArgument,
     output: Folder = RESULTS,
-    settings: Settings = None,
+    settings: SearchSettings = None,
     executor: ExecutorKind = "ray",
     workers: Workers = 2,
     address: Address = None,
@@ -128,22 +150,28 @@ def search(
 
     Exit code 0: there is a winner, and every run that confirms it finished; 1: not so.
     """
-    from experiments.executors import OnDemandExecutor, check_device
+    from experiments.executors import OnDemandExecutor
     from experiments.output import Output
     from experiments.recording import Recording
     from experiments.search_file import is_search, load_search
     from experiments.search_run import SearchRun
+    from robuq.ampn.search import check_storage
 
+    cluster = cluster_address(context, executor, address)
     wanted, folder = load_search(file, settings or []), Output(output)
-    if address is None:
-        check_device(device)
+    check_storage(wanted.config.storage)
+    folder.check_plan(wanted.name)
+    known = folder.search(wanted.name)
+    if cluster is None or known is None or not known.finished:  # no cluster for nothing
+        check_workers(device, cluster)
     count = workers if executor == "ray" else 1
     pool = OnDemandExecutor(
-        lambda: make_executor(executor, folder, device, workers, address, cpus_per_run, gpus_per_run), count
+        lambda: make_executor(executor, folder, device, workers, cluster, cpus_per_run, gpus_per_run), count
     )
     with folder.sweeping():
         recording = Recording(wanted.name, folder, tracking_uri or folder.tracking_uri())
         recording.open()
+        say_what_is_away(recording.problem)
         try:
             end = SearchRun(wanted, folder, pool, count, recording, make_console())()
         finally:

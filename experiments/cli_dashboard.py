@@ -16,6 +16,7 @@ import typer
 
 from experiments.cli_options import RESULTS, Folder, Settings, Tracking
 from robuq.config import ConfigError
+from robuq.messages import without_secrets
 from robuq.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -48,15 +49,16 @@ def dashboard(
     check_installed()
     from experiments.plan import load_plan
 
-    loaded = [load_plan(name, settings or []) for name in plan or []]
+    given = settings or []
+    loaded = [(file, load_plan(file, given)) for file in plan or []]
     with scratch_folder("dashboard") as folder:  # its owner's alone: a URI may hold secrets
         file = folder / "settings.json"
-        _write(file, dashboard_data(output, loaded, tracking_uri, with_runs=False))
+        _write(file, dashboard_data(output, loaded, tracking_uri, given, with_runs=False))
         print(f"http://{HOST}:{port}", flush=True)
         with subprocess.Popen(streamlit_command(port), env={**os.environ, VARIABLE: str(file)}) as server:
             try:
                 if loaded:  # the runs of a long plan take seconds, and pages can be opened before
-                    _write(file, dashboard_data(output, loaded, tracking_uri))
+                    _write(file, dashboard_data(output, loaded, tracking_uri, given))
                 code = server.wait()
             finally:
                 server.kill()  # unless it has ended
@@ -79,15 +81,21 @@ def check_installed() -> None:
 
 
 def dashboard_data(
-    output: Path, plans: Sequence[Plan], tracking_uri: str | None, with_runs: bool = True
+    output: Path,
+    plans: Sequence[tuple[str, Plan]],
+    tracking_uri: str | None,
+    settings: Sequence[str] = (),
+    with_runs: bool = True,
 ) -> dict[str, Any]:
-    """What `dashboards.settings.Settings` holds. Plans are resolved here, because the pages know none; not
-    `with_runs`: only their names, which is a matter of milliseconds.
+    """What `dashboards.settings.Settings` holds. Plans, each with the FILE that it was given by and changed by
+    `settings`, are resolved here, because the pages know none; not `with_runs`: only their names, which is a matter of
+    milliseconds.
 
     Raises:
         ConfigError: a data set's files are missing.
     """
     from experiments.output import Output
+    from experiments.plan import SINGLE
 
     folder = Output(output)
     uri = tracking_uri or folder.tracking_uri()
@@ -96,10 +104,17 @@ def dashboard_data(
         "folder": str(folder.folder) if uri == folder.tracking_uri() else None,
         "options": "--tracking-uri URI" if tracking_uri else shlex.join(["--output", str(output)]),
         "plans": {
-            one.name: {"description": one.description, "runs": _runs_data(one) if with_runs else None} for one in plans
+            one.name: {"description": one.description, "runs": _runs_data(one) if with_runs else None}
+            for _, one in plans
         },
-        "baselines": {one.name: one.report.baseline for one in plans},
+        "made_by": {SINGLE: "train VARIANT", **{one.name: _sweep(file, settings) for file, one in plans}},
+        "baselines": {one.name: one.report.baseline for _, one in plans},
     }
+
+
+def _sweep(file: str, settings: Sequence[str]) -> str:
+    """The command's words without where it writes. What looks like a secret is not repeated."""
+    return shlex.join(["sweep", file, *(word for one in settings for word in ("--set", without_secrets(one)))])
 
 
 def _runs_data(plan: Plan) -> list[dict[str, Any]]:

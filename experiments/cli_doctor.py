@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli_checks import none_empty
 from experiments.cli_options import FAILED, RESULTS, Folder, Json, Tracking, print_json
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ def doctor(
     tracking_uri: Tracking = None,
     storage: Annotated[
         list[str] | None,
-        typer.Option(metavar="URI", help="Database with a study, if its address has a user or password; repeatable."),
+        typer.Option(
+            metavar="URI",
+            callback=none_empty,
+            help="Database with a study, if its address has a user or password; repeatable.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -29,6 +29,7 @@ def launched(
     try:
         recording = Recording(plan_name, folder, tracking_uri or folder.tracking_uri())
         recording.open()  # imports mlflow while the workers start
+        say_what_is_away(recording.problem)
         state = Sweep(jobs, folder.store, Estimator(folder.store).seconds)
         display = display_of(state, folder.store, workers, console)
         with display.showing():
@@ -38,6 +39,12 @@ def launched(
     _say_what_waits(recording.send_waiting(), recording.problem)
     _say_what_failed(ends, console)
     return ends
+
+
+def say_what_is_away(problem: str | None) -> None:
+    """Before the work: it may take hours."""
+    if problem:
+        print(f"records will wait on the disk: {problem}", file=sys.stderr)
 
 
 def _say_what_waits(waiting: int, problem: str | None) -> None:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from experiments.cli_checks import device_name, not_empty, parsed_folder
+from robuq.addresses import tracking_fault
+from robuq.config import ConfigError
 from robuq.messages import without_secrets
 
 if TYPE_CHECKING:
@@ -31,24 +34,46 @@ def _a_number(value: float) -> float:
     return value
 
 
+def tracking_address(value: str | None) -> str | None:
+    """Looked at once, here: libraries that take a malformed address apart quote its password."""
+    if value is not None and not_empty(value) and (fault := tracking_fault(value)):
+        raise ConfigError(f"--tracking-uri: {fault}")
+    return value
+
+
 File = Annotated[str, typer.Argument(metavar="FILE", help="A plan in YAML, or a packaged plan's name.")]
 PlanOrSearch = Annotated[
     str, typer.Argument(metavar="FILE", help="A plan or a search in YAML, or a packaged one's name.")
 ]
 SearchFileArgument = Annotated[str, typer.Argument(metavar="FILE", help="A search in YAML, or a packaged one's name.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Key, beginning of a key, VARIANT/SEED, VARIANT/LABEL/SEED.")]
-Folder = Annotated[Path, typer.Option("--output", help="Folder for everything that is written.")]
+Folder = Annotated[
+    Path,
+    typer.Option("--output", parser=parsed_folder, metavar="PATH", help="Folder for everything that is written."),
+]
+Given = list[str] | None
 Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Override, repeatable: train.steps=2000, seeds=0,1,2."),
+    Given, typer.Option("--set", metavar="NAME=VALUE", help="Override, repeatable: train.steps=2000, seeds=0,1,2.")
+]
+RunSettings = Annotated[
+    Given, typer.Option("--set", metavar="NAME=VALUE", help="Override, repeatable, with one value: train.steps=2000.")
+]
+EvaluationSettings = Annotated[
+    Given, typer.Option("--set", metavar="NAME=VALUE", help="Override, repeatable: evaluation.sample.steps=50.")
+]
+SearchSettings = Annotated[
+    Given, typer.Option("--set", metavar="NAME=VALUE", help="Override, repeatable: search.evaluations=80.")
 ]
 ActBits = Annotated[int, typer.Option(min=1, max=8, help="Activation bits of the block linears, with AMPN on average.")]
 Preset = Annotated[str, typer.Option(help="Data and model to start from: nano, digits, fashion_mnist.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything but the data split.")]
-Device = Annotated[str, typer.Option(help="Where networks live: cpu, cuda, cuda:1.")]
+Device = Annotated[str, typer.Option(callback=device_name, help="Where networks live: cpu, cuda, cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Tracking = Annotated[
-    str | None, typer.Option("--tracking-uri", metavar="URI", help="MLflow server; default: DIR/mlflow.db.")
+    str | None,
+    typer.Option(
+        "--tracking-uri", metavar="URI", callback=tracking_address, help="MLflow server; default: DIR/mlflow.db."
+    ),
 ]
 Kind = Literal["ray", "local"]
 ExecutorKind = Annotated[Kind, typer.Option(help="local: in this process, one after the other.")]

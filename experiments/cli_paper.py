@@ -71,14 +71,14 @@ def figure(
 @paper_app.command()
 def provenance(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `robuq paper`, `table` or `figure` wrote.")],
-    row: Annotated[str, typer.Option(help="Words of one row of a table.")] = "",
+    row: Annotated[str, typer.Option(help="A row's name, or words of it.")] = "",
     column: Annotated[str, typer.Option(help="One column of a table.")] = "",
     output: Folder = RESULTS,
 ) -> None:
     """Print the runs behind a file, a row or a cell: keys, settings and the state of the code.
 
     \b
-    robuq provenance results/paper/components.csv --row robuq_uniform
+    robuq provenance results/paper/components_digits.csv --row robuq_uniform
     """
     from experiments.output import Output
     from experiments.paper import provenance_of

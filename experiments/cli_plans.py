@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli_checks import check_workers, cluster_address
 from experiments.cli_launch import launched
 from experiments.cli_options import (
     FAILED,
@@ -63,6 +64,7 @@ def plan_command(
 
 @plans_app.command()
 def sweep(
+    context: typer.Context,
     file: File,
     output: Folder = RESULTS,
     settings: Settings = None,
@@ -85,16 +87,17 @@ def sweep(
 
     Exit code 0: every run finished; 1: some failed, and are listed with their reasons.
     """
-    from experiments.executors import check_device
     from experiments.launch import missing
 
+    cluster = cluster_address(context, executor, address)
     plan, jobs, folder = _loaded(file, settings, output)
+    folder.check_plan(plan.name)
+    if missing(jobs, folder.store):
+        check_workers(device, cluster)
     with folder.sweeping():
         left = missing(jobs, folder.store)
-        if left and address is None:
-            check_device(device)
         kind: Kind = executor if left else "local"  # no cluster for nothing
-        pool = make_executor(kind, folder, device, workers, address, cpus_per_run, gpus_per_run)
+        pool = make_executor(kind, folder, device, workers, cluster, cpus_per_run, gpus_per_run)
         ends = launched(plan.name, jobs, folder, pool, workers, tracking_uri)
     if any(end.failure for end in ends):
         raise typer.Exit(FAILED)

@@ -7,18 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from experiments.cli_checks import check_said_once, parsed_file
 from experiments.cli_launch import launched
 from experiments.cli_options import (
     FAILED,
     RESULTS,
     ActBits,
     Device,
+    EvaluationSettings,
     Folder,
     Json,
     Preset,
     Run,
+    RunSettings,
     Seed,
-    Settings,
     Tracking,
     make_console,
     print_json,
@@ -26,6 +28,14 @@ from experiments.cli_options import (
 from robuq.config import ConfigError
 
 runs_app = typer.Typer()
+
+SAME = {  # parameters, and the settings that say the same
+    "variant": "variant",
+    "act_bits": "act_bits",
+    "preset": "preset",
+    "seed": "seeds",
+    "bits": "allocation",
+}
 
 
 @runs_app.command()
@@ -42,13 +52,14 @@ def variants() -> None:
 
 @runs_app.command()
 def train(
+    context: typer.Context,
     variant: Annotated[str, typer.Argument(help="A name from `robuq variants`.")],
     act_bits: ActBits = 2,
     preset: Preset = "digits",
     seed: Seed = 0,
     bits: Annotated[Path | None, typer.Option(help="bits.json with each layer's own activation bits.")] = None,
     output: Folder = RESULTS,
-    settings: Settings = None,
+    settings: RunSettings = None,
     device: Device = "cpu",
     tracking_uri: Tracking = None,
 ) -> None:
@@ -66,8 +77,10 @@ def train(
     from experiments.overrides import parse_settings
     from experiments.plan import SINGLE, single_run
 
+    check_said_once(context, settings, SAME)
     forced = {**parse_settings(settings or []), **_allocation(bits)}
     run, folder = single_run(variant, act_bits, preset, seed, forced), Output(output)
+    folder.check_plan(SINGLE)
     check_device(device)
     with folder.sweeping():
         (end,) = launched(SINGLE, jobs_of([run]), folder, LocalExecutor(folder.store.root, device), 1, tracking_uri)
@@ -79,7 +92,11 @@ def train(
 
 @runs_app.command()
 def evaluate(
-    run: Run, output: Folder = RESULTS, settings: Settings = None, device: Device = "cpu", as_json: Json = False
+    run: Run,
+    output: Folder = RESULTS,
+    settings: EvaluationSettings = None,
+    device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Print a run's metrics, or judge it anew under another protocol, without training it again.
 
@@ -107,7 +124,10 @@ def sample(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the noise; default: the run's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampler steps; default: the run's.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="1 is none; default: the run's.")] = None,
-    file: Annotated[Path | None, typer.Option(help="PNG to write; default: DIR/samples/<key>.png.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(parser=parsed_file, metavar="PATH", help="PNG to write; default: DIR/samples/<key>.png."),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Draw images from a run's network into a PNG. Equal seeds mean equal noise for every variant.
@@ -116,7 +136,7 @@ def sample(
     robuq sample robuq_uniform/0
     robuq sample baseline/0 --num-images 100 --guidance 2 --file baseline.png
     """
-    from experiments.one_run import drawn, run_of, write_png
+    from experiments.one_run import check_picture, drawn, run_of, write_png
     from experiments.output import Output
 
     folder = Output(output)
@@ -124,6 +144,7 @@ def sample(
     given = {"num_images": num_images, "seed": seed, "steps": steps, "guidance": guidance}
     config = run_of(record).evaluation.sample.updated(**{k: v for k, v in given.items() if v is not None})
     target = file or folder.folder / "samples" / f"{record.key}.png"
+    check_picture(target)
     write_png(drawn(record, folder, config, device), target, columns)
     print(target)
 

@@ -42,6 +42,8 @@ class Doctor:
         self._recorder: MlflowRecorder | None = None
         self._records: dict[tuple[str, str], RunRecord] = {}
         self._searches: dict[str, SearchRecord] = {}
+        self._tracked: list[TrackedRun] = []
+        self._away: str | None = None  # why the tracking store cannot be read, one line
 
     def examine(self) -> list[Finding]:
         """While a command works in the folder, only what is finished: the rest is about to change.
@@ -51,6 +53,7 @@ class Doctor:
         """
         self._records, self._searches = {}, {}
         busy = self._output.has_driver()
+        self._tracked, self._away = ([], None) if busy else self._look_at_the_store()
         findings = [*self._finished_stages(), *self._run_records(), *self._search_records()]
         studies = StudyCheck(self._output, self._searches, self._storages)
         if busy:
@@ -186,7 +189,7 @@ class Doctor:
         except StorageFault as fault:
             yield not_given(self._name(file.with_suffix(".sent")), fault)
             return
-        if waits:
+        if waits and self._away is None:  # one that cannot be read may have it all the same
             what = f"the tracking store {redacted(self._uri)} does not have it as it is"
             yield Finding("waiting record", self._name(file), what, "sent", partial(self._send, record))
 
@@ -204,13 +207,11 @@ class Doctor:
     def _tracking(self) -> Iterator[Finding]:
         if self._own and not self._output.tracking_file.is_file():
             return
-        try:
-            runs = self._tracked()
-        except (TrackingUnavailable, TrackingRefused, StorageFault) as error:
-            yield Finding("tracking store", redacted(self._uri), str(error), "look after the server or the file")
+        if self._away is not None:
+            yield Finding("tracking store", redacted(self._uri), self._away, "look after the server or the file")
             return
         first: dict[tuple[str, ...], TrackedRun] = {}
-        for run in runs:
+        for run in self._tracked:
             if run.identity is None:
                 continue
             place = (run.experiment, *run.identity)
@@ -222,11 +223,17 @@ class Doctor:
             yield from self._without_record(run)
         yield from self._not_tracked(set(first))
 
-    def _tracked(self) -> list[TrackedRun]:
-        if not self._own:
-            return tracked_runs(self._uri)
-        with scratch_folder("doctor") as folder:
-            return tracked_runs(snapshot(self._output.tracking_file, folder))
+    def _look_at_the_store(self) -> tuple[list[TrackedRun], str | None]:
+        """Its runs, and why it cannot be read."""
+        if self._own and not self._output.tracking_file.is_file():
+            return [], None
+        try:
+            if not self._own:
+                return tracked_runs(self._uri), None
+            with scratch_folder("doctor") as folder:
+                return tracked_runs(snapshot(self._output.tracking_file, folder)), None
+        except (TrackingUnavailable, TrackingRefused, StorageFault) as error:
+            return [], str(error)
 
     def _tracked_twice(self, run: TrackedRun) -> Finding:
         what = f"a second run of {' '.join(run.identity or ())} in experiment {run.experiment}"

@@ -13,13 +13,13 @@ from robuq.plain_json import read_mapping
 from robuq.stages import KINDS, Stage, StageStore, distinct
 from robuq.storage_fault import StorageFault
 
-# Rough seconds on one CPU thread of about 2020, from 75 ms a step of the digits model and 250 ms of one six times
-# its size: a training step costs 3e-10 s per multiply-accumulate of its forward pass, and 10 ms; drawing or judging
-# an image costs a third of that.
-SECONDS_PER_MAC, SECONDS_PER_STEP = 3e-10, 0.01
+# Rough seconds on one of two busy CPU threads of about 2020, from 39 ms a full-precision step of the digits model
+# (2.0e8 multiply-accumulates a forward pass) and 210 ms of Fashion-MNIST's (1.9e9): a training step costs 1e-10 s per
+# multiply-accumulate of its forward pass, and 20 ms; so does drawing or judging an image, without the 20 ms.
+SECONDS_PER_MAC, SECONDS_PER_STEP = 1e-10, 0.02
 QUANTIZED = 1.4  # a quantized training step over a full-precision one
 PROBE_IMAGES = 1000  # a guess at how many validation images there are
-CLASSIFIER_SECONDS_PER_IMAGE = 5e-4
+CLASSIFIER_SECONDS_PER_IMAGE = 1.5e-4
 LEARNT_FROM = 100  # stages of a kind: more would tell the same
 
 
@@ -60,17 +60,17 @@ def rough_seconds(kind: str, config: Mapping[str, Any]) -> float:
         features = config["features"]
         return 1.0 + float(features["epochs"] * features["max_images"] * CLASSIFIER_SECONDS_PER_IMAGE)
     if kind == "evaluate":
-        return 1.0 + _evaluation_macs(config) * SECONDS_PER_MAC / 3
+        return 1.0 + _evaluation_macs(config) * SECONDS_PER_MAC
     if kind in ("full_precision", "warm_up", "qat"):
         train = config["train"]
         step = SECONDS_PER_STEP + train["batch_size"] * _macs(config["model"]) * SECONDS_PER_MAC
         return 1.0 + float(train["steps"] * step * (QUANTIZED if kind != "full_precision" else 1.0))
     if kind == "sensitivity":
-        return 1.0 + _sensitivity_macs(config) * SECONDS_PER_MAC / 3 * QUANTIZED
+        return 1.0 + _sensitivity_macs(config) * SECONDS_PER_MAC * QUANTIZED
     if kind == "probe":
         loss = config["loss"]
         forwards = float(loss["repeats"] * min(loss["max_images"], PROBE_IMAGES))
-        return 0.5 + forwards * _macs(config["model"]) * SECONDS_PER_MAC / 3 * QUANTIZED
+        return 0.5 + forwards * _macs(config["model"]) * SECONDS_PER_MAC * QUANTIZED
     return 1.0
 
 

@@ -31,7 +31,9 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 ELSEWHERE = "192.0.2.1"  # of the net for documentation; nothing is sent there
 HERE = "local"  # Ray's own word for no cluster: without it, one that is found on this machine would be taken
+FOUND = "auto"  # and for one that is found
 LONGEST_TEMPORARY = 43  # characters: sockets have names of up to 107, and Ray adds 64
+LAST_PORT = 65535
 
 
 class Executor(Protocol):
@@ -56,11 +58,17 @@ class Executor(Protocol):
         ...
 
 
-def check_device(device: str) -> None:
-    """Raises ConfigError: PyTorch sees no such device on this machine. Every machine has a CPU."""
+def check_device_name(device: str) -> None:
+    """Raises ConfigError: no machine has such a device."""
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (":" in device and not index.isdecimal()):
         raise ConfigError(f"unknown device {device!r}: cpu, cuda, or a certain GPU such as cuda:1")
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError: PyTorch sees no such device on this machine. Every machine has a CPU."""
+    check_device_name(device)
+    kind, _, index = device.partition(":")
     if kind == "cuda":
         import torch  # takes seconds
 
@@ -195,7 +203,6 @@ class RayExecutor:
         self._starting: dict[Any, Any] = {}  # future of its process id -> actor
         self._idle: list[Any] = []
         self._working: dict[Any, tuple[Stage, Any]] = {}  # future of the outcome -> stage, actor
-        self._process_ids: dict[Any, int] = {}
         self._failed_starts = 0
         for _ in range(workers):
             self._start_worker()
@@ -214,10 +221,6 @@ class RayExecutor:
         ended, _ = _ray().wait(futures, num_returns=1, timeout=seconds)
         more, _ = _ray().wait(futures, num_returns=len(futures), timeout=0) if ended else ([], [])
         return [outcome for future in more for outcome in self._settle(future)]
-
-    def process_ids(self) -> list[int]:
-        """Of the workers that are busy, in the order of their stages' submission."""
-        return [self._process_ids[actor] for _, actor in self._working.values()]
 
     def stop(self, seconds: float) -> None:
         for future in self._working:
@@ -247,7 +250,6 @@ class RayExecutor:
             outcome: Outcome = _ray().get(future)
         except _worker_errors() as error:
             _ray().kill(actor)
-            self._process_ids.pop(actor, None)
             self._start_worker()
             return [Outcome(stage, "lost", _first_line(error))]
         self._idle.append(actor)
@@ -256,7 +258,7 @@ class RayExecutor:
     def _settle_start(self, future: Any) -> None:
         actor = self._starting.pop(future)
         try:
-            self._process_ids[actor] = _ray().get(future)
+            _ray().get(future)
         except _worker_errors() as error:
             self._failed_starts += 1
             if self._failed_starts >= START_ATTEMPTS:
@@ -307,13 +309,33 @@ def _start_here(workers: int, cpus: float, gpus: float) -> RaySession:
     return RaySession(scratch)
 
 
+def check_address_form(address: str) -> None:
+    """Raises ConfigError: Ray has no such addresses."""
+    scheme, mark, place = address.partition("://")
+    if address not in (HERE, FOUND) and not (scheme and mark and place) and not _host_and_port(address)[0]:
+        raise ConfigError(f"no Ray address {address!r}: HOST:PORT, ray://HOST:10001, {FOUND} or {HERE}")
+
+
+def check_address(address: str) -> None:
+    """Without Ray. Raises ConfigError: nobody listens there."""
+    check_address_form(address)
+    try:
+        _check_that_someone_listens(address)
+    except OSError as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    return ConfigError(f"no Ray cluster at {address!r}: {_first_line(error)}")
+
+
 def _connect(address: str, cpus: float, gpus: float) -> RaySession:
     try:
         _check_that_someone_listens(address)
         with _own_sigterm():
             _ray().init(address=address, **_settings())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no Ray cluster at {address!r}: {_first_line(error)}") from None
+        raise _no_cluster(address, error) from None
     _check_room(cpus, gpus)
     return RaySession()
 
@@ -366,7 +388,8 @@ def _listens_on_loopback_only(address: str) -> bool:
 def _host_and_port(address: str) -> tuple[str, int]:
     """Both empty where the address has another form, such as a URL."""
     host, _, port = address.rpartition(":")
-    return (host.strip("[]"), int(port)) if host and port.isdecimal() and "/" not in host else ("", 0)
+    fits = host and "/" not in host and port.isdecimal() and int(port) <= LAST_PORT
+    return (host.strip("[]"), int(port)) if fits else ("", 0)
 
 
 def _check_room(cpus: float, gpus: float) -> None:

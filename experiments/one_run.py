@@ -13,6 +13,7 @@ from experiments.launch import Job, Sweep, jobs_of, launch
 from experiments.output import Output
 from experiments.overrides import apply_override
 from experiments.progress import display_of
+from experiments.target_file import check_target, not_written
 from robuq.config import ConfigError, RunConfig, SampleConfig
 from robuq.record.collect import collect_run
 from robuq.record.run_record import RunRecord
@@ -21,6 +22,8 @@ from robuq.stages import StageStore
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
+
+PNG = b"\x89PNG\r\n\x1a\n"  # what each begins with
 
 
 def run_of(record: RunRecord, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -125,6 +128,16 @@ def _sampled(model: Any, labels: Tensor, run: RunConfig, config: SampleConfig) -
     return sample_images(model, known_labels(labels, model.null_label), run.diffusion, config)
 
 
+def check_picture(file: Path) -> None:
+    """Raises ConfigError: the file cannot be written, or is there and no PNG."""
+    check_target(file, "a PNG", _is_png)
+
+
+def _is_png(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(PNG)) == PNG
+
+
 def write_png(images: Tensor, file: Path, columns: int) -> None:
     """A grid of images, row by row.
 
@@ -144,4 +157,4 @@ def write_png(images: Tensor, file: Path, columns: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(file, format="PNG")
     except OSError as error:
-        raise ConfigError(f"cannot write {file} ({error.strerror}): choose another --file") from None
+        raise not_written(file, error) from None

@@ -7,7 +7,10 @@ DIR/searches/<name>/search.json    the SearchRecord of a search, also while it i
 DIR/searches/<name>/study.journal  its Optuna study, unless its file names a database
 DIR/mlflow.db, DIR/artifacts/     the tracking store, unless --tracking-uri names another; the artefacts also where
                                   that is a database
-DIR/reports/<plan>/               tables and figures
+DIR/reports/<plan>/               tables and figures of a plan; DIR/paper/ those of the paper
+DIR/samples/<key>.png             what `robuq sample` drew
+DIR/quarantine/                   damaged records, set aside; damaged stages are under stages/quarantine/
+DIR/sweep.lock                    held by the one command that writes; it names itself there
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from experiments.fence import take_fence
+from experiments.places import check_places, check_places_of, of_another_kind
+from experiments.run_choices import run_names, told_apart
 from robuq.config import ConfigError
 from robuq.config.base import canonical_json
 from robuq.messages import redacted
@@ -50,7 +55,9 @@ class Output:
     """The folder that a command writes to."""
 
     def __init__(self, folder: Path) -> None:
+        """Makes nothing. Raises ConfigError: there is something that is no output folder."""
         self.folder = _resolved(folder)
+        check_places(self.folder)
         self.store = StageStore(self.folder / "stages")
 
     @property
@@ -69,6 +76,10 @@ class Output:
     def report_folder(self, plan: str) -> Path:
         return self.folder / "reports" / plan
 
+    def check_plan(self, plan: str) -> None:
+        """Raises ConfigError: what the plan, or the search, leaves would have no folder here."""
+        check_places_of(self.folder, plan)
+
     def ensure_writable(self) -> None:
         """Make the folder if it is missing.
 
@@ -86,10 +97,16 @@ class Output:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Raises StorageFault where, inside, the disk did not take what was written to the folder."""
+        """
+        Raises:
+            StorageFault: inside, the disk did not take what was written to the folder.
+            ConfigError: inside, a file of the folder was found to be a folder, or the other way round.
+        """
         try:
             yield
         except (OSError, RuntimeError) as error:
+            if mistake := of_another_kind(error, self.folder):
+                raise mistake from None
             fault = storage_fault(error, self.folder)
             if fault is None:
                 raise
@@ -163,16 +180,18 @@ class Output:
         Raises:
             ConfigError: no run, or several.
         """
-        found: dict[str, RunRecord] = {}
-        for record in self.records():
-            if wanted in run_names(record) or (len(wanted) >= 2 and record.key.startswith(wanted)):
-                found[record.key] = record
+        records = self.records()
+        found = [
+            record
+            for record in records
+            if wanted in run_names(record) or (len(wanted) >= 2 and record.key.startswith(wanted))
+        ]
         if not found:
-            raise ConfigError(f"no run {wanted!r} in {self.folder}{_known(self.records())}")
-        if len(found) > 1:
-            which = ", ".join(f"{key} ({run_names(record)[-1]})" for key, record in list(found.items())[:4])
-            raise ConfigError(f"{wanted!r} fits {len(found)} runs: {which}{', ...' if len(found) > 4 else ''}")
-        return next(iter(found.values()))
+            raise ConfigError(f"no run {wanted!r} in {self.folder}{_known(records)}")
+        count = len({record.key for record in found})
+        if count > 1:
+            raise ConfigError(f"{wanted!r} fits {count} runs: {told_apart(found)}: give a key")
+        return found[-1]
 
     def unsent(self, plan: str, uri: str, sure: Collection[str] = ()) -> list[RunRecord]:
         """Records that the server at `uri` does not have as they are now; `sure`: keys of some that it has."""
@@ -268,10 +287,6 @@ def is_locked(file: Path) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def run_names(record: RunRecord) -> tuple[str, str]:
-    return f"{record.variant}/{record.seed}", f"{record.variant}/{record.label}/{record.seed}"
 
 
 def _read(file: Path, kind: type[Record]) -> Record:

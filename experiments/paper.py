@@ -42,7 +42,8 @@ def write_paper(
     try:
         found = recorded(output, tracking_uri, ids, settings)
         output.ensure_writable()
-        return build_all(folder or output.folder / FOLDER, found, ids)
+        with output.writing():
+            return build_all(folder or output.folder / FOLDER, found, ids)
     except (FileNotFoundError, TrackingUnavailable, TrackingRefused) as error:
         raise ConfigError(str(error)) from None
 

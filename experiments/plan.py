@@ -130,7 +130,10 @@ def build_plan(content: Mapping[str, Any], forced: Mapping[str, Any] | None = No
         raise ConfigError(f"{len(points)} points x {len(plan.seeds)} seeds are more than {MAX_POINTS} runs")
     rows = [_row(plan, point, run_overrides) for point in points]
     runs = [row.with_seeds(seed, _pretrain_seed(plan, seed)) for seed in plan.seeds for row in rows]
-    return Plan(plan.name, plan.description, _distinct(runs), plan.report)
+    found = _distinct(runs)
+    if _names_a_baseline(plan, forced or {}):
+        _check_baseline(plan.report.baseline, found)
+    return Plan(plan.name, plan.description, found, plan.report)
 
 
 def single_run(name: str, act_bits: int, preset_name: str, seed: int, forced: Mapping[str, Any]) -> RunConfig:
@@ -149,6 +152,18 @@ def single_run(name: str, act_bits: int, preset_name: str, seed: int, forced: Ma
     if len(runs) > 1:
         raise ConfigError(f"these settings make {len(runs)} runs, not one: give one value each, or write a plan")
     return runs[0]
+
+
+def _names_a_baseline(plan: PlanFile, forced: Mapping[str, Any]) -> bool:
+    """Of the rows that the plan has now: forced settings may leave the file's baseline out, or give it another name."""
+    own = [name for name in forced if name.partition(".")[0] == "report"]
+    return "baseline" in plan.report.model_fields_set and bool(own or not forced)
+
+
+def _check_baseline(baseline: str, runs: Sequence[RunConfig]) -> None:
+    rows = sorted({run.variant for run in runs})
+    if baseline not in rows:
+        raise ConfigError(f"report.baseline: no row {baseline!r:.200}{did_you_mean(baseline[:MAX_NAME], rows)}")
 
 
 def _with_forced(content: Mapping[str, Any], forced: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

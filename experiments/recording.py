@@ -58,7 +58,7 @@ class Recording:
         except TrackingUnavailable as error:
             self._lose(error)
         except TrackingRefused as error:
-            raise ConfigError(f"--tracking-uri {error}; use http://HOST:PORT or sqlite:////FOLDER/FILE.db") from None
+            raise ConfigError(f"--tracking-uri {error}; use http://HOST:5000 or sqlite:////FOLDER/FILE.db") from None
 
     def send_waiting(self) -> int:
         """Send what earlier attempts could not; how many records still wait."""

@@ -25,17 +25,19 @@ def write_plan_report(plan: Plan, output: Output, tracking_uri: str) -> list[Pat
     try:
         runs = load_runs(tracking_uri, plan.name)
         runs = runs[runs["key"].isin([run.key() for run in plan.runs])].reset_index(drop=True)
+        output.check_plan(plan.name)
         output.ensure_writable()
         if runs.empty:
             raise ConfigError(f"none of the plan's {len(plan.runs)} runs is recorded: robuq sweep {plan.name}")
-        return write_report(
-            plan.name,
-            runs,
-            output.report_folder(plan.name),
-            description=plan.description,
-            baseline=plan.report.baseline,
-            tracking_uri=tracking_uri,
-        )
+        with output.writing():
+            return write_report(
+                plan.name,
+                runs,
+                output.report_folder(plan.name),
+                description=plan.description,
+                baseline=plan.report.baseline,
+                tracking_uri=tracking_uri,
+            )
     except (ValueError, FileNotFoundError, TrackingUnavailable) as error:
         raise ConfigError(f"{plan.name}: {error}") from None
 
@@ -53,8 +55,10 @@ def write_search_report(search: Search, output: Output, tracking_uri: str) -> li
         record, runs = read_search(tracking_uri, search.name), load_runs(tracking_uri, search.name)
         confirmed = {key for row in record.confirmed.values() for key in row}
         runs = runs[runs["key"].isin(confirmed)].reset_index(drop=True)
+        output.check_plan(search.name)
         output.ensure_writable()
-        return search_report.write_search_report(record, runs, output.report_folder(search.name))
+        with output.writing():
+            return search_report.write_search_report(record, runs, output.report_folder(search.name))
     except (ValueError, FileNotFoundError, TrackingUnavailable) as error:
         raise ConfigError(f"{search.name}: {error}") from None
 

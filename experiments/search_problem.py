@@ -20,6 +20,7 @@ OWN_KINDS = ("qat", "probe")  # stages of an evaluation that it shares with no o
 
 
 def ampn_of(run: RunConfig) -> AmpnConfig:
+    """Raises ValueError: the run's bits are not chosen by AMPN."""
     if run.ampn is None:
         raise ValueError(f"run {run.variant} has no ampn")
     return run.ampn

@@ -31,7 +31,7 @@ from experiments.search_progress import SearchState, search_display
 from experiments.search_results import SearchResults, with_times
 from robuq.ampn.allocate import allocate, uniform
 from robuq.ampn.problem import Bits, Problem
-from robuq.ampn.search import BitSearch, study_errors
+from robuq.ampn.search import BitSearch, reach_storage, study_errors
 from robuq.config import Allocator, RunConfig
 from robuq.data.fingerprint import data_fingerprint
 from robuq.record.search_record import SearchRecord
@@ -77,6 +77,7 @@ class SearchRun:
             return self._searched()
 
     def _searched(self) -> SearchEnd:
+        reach_storage(self._search.config.storage)
         jobs = self._sensitivity_jobs()
         ends = self._launched(jobs, lambda end: None)
         if any(end.failure for end in ends):

@@ -34,3 +34,9 @@ class DataConfig(Config):
         if self.name in ("image_folder", "latents") and not self.path:
             raise ValueError(f"name={self.name!r} needs a path")
         return self
+
+    @model_validator(mode="after")
+    def _digits_have_none(self) -> Self:
+        if self.name == "digits" and self.path is not None:
+            raise ValueError(f"name='digits' has no files: leave path={self.path!r:.60} out")
+        return self

@@ -106,7 +106,12 @@ def _write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. A last line that a killed process left unfinished is dropped."""
+    """The objects of a JSONL file. A last line that a killed process left unfinished is dropped.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: another line is no JSON.
+    """
     rows: list[dict[str, Any]] = []
     lines = file.read_text().splitlines()
     for number, line in enumerate(lines, start=1):

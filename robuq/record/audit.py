@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robuq.record.mlflow import PAGE, connect, errors_of, sqlite_uri
+from robuq.record.mlflow import PAGE, connect_existing, errors_of, sqlite_uri
 from robuq.record.search_layout import EVALUATION, SEARCH
 from robuq.storage_fault import reading
 
@@ -40,7 +40,7 @@ def tracked_runs(tracking_uri: str) -> list[TrackedRun]:
         TrackingRefused: the URI names no store that can be used.
     """
     with errors_of(tracking_uri):
-        client = connect(tracking_uri)
+        client = connect_existing(tracking_uri)
         return [
             TrackedRun(experiment.name, str(run.info.run_id), str(run.info.status), _identity(run.data.tags))
             for experiment in _pages(client.search_experiments, 1000)
@@ -73,10 +73,10 @@ def _identity(tags: dict[str, str]) -> tuple[str, ...] | None:
 def end_run(tracking_uri: str, run_id: str) -> None:
     """Mark a run that nobody works on as KILLED."""
     with errors_of(tracking_uri):
-        connect(tracking_uri).set_terminated(run_id, "KILLED")
+        connect_existing(tracking_uri).set_terminated(run_id, "KILLED")
 
 
 def delete_run(tracking_uri: str, run_id: str) -> None:
     """MLflow can undo it."""
     with errors_of(tracking_uri):
-        connect(tracking_uri).delete_run(run_id)
+        connect_existing(tracking_uri).delete_run(run_id)

@@ -150,7 +150,8 @@ def _headline(record: SearchRecord) -> str:
     states = [evaluation.state for evaluation in record.evaluations]
     counts = ", ".join(f"{states.count(state)} {state}" for state in EVALUATION_STATUS if state in states)
     how = f"`{record.search.get('space')}` by `{record.search.get('sampler')}`"
-    return f"Search of {how} on {record.dataset}: {len(states)} evaluations ({counts})."
+    told = f" ({counts})" if counts else ""
+    return f"Search of {how} on {record.dataset}: {len(states)} evaluations{told}."
 
 
 def _winner_line(record: SearchRecord) -> str:

@@ -36,10 +36,6 @@ def test_settings_count(change):
     assert data_fingerprint(DataConfig(**change)) != data_fingerprint(DataConfig())
 
 
-def test_a_path_that_is_not_used_does_not_count():
-    assert data_fingerprint(DataConfig(path="/elsewhere")) == data_fingerprint(DataConfig())
-
-
 def test_the_same_files_elsewhere_are_the_same(tmp_path):
     one, other = (data_fingerprint(picture_folder(tmp_path / name)) for name in ("one", "other"))
     assert one == other

@@ -13,6 +13,7 @@ from robuq.config import RunConfig
 from robuq.record.run_record import RunRecord
 
 Robuq = Callable[..., tuple[int, str, str]]
+Complaint = Callable[..., str]
 
 
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Robuq:

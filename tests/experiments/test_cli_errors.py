@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from command_in_process import Robuq, finished_record
+from command_in_process import Complaint
 
 from experiments import cli
 from experiments.cli_options import command_line
 from experiments.executors import check_device
-from experiments.output import Output
-from experiments.plan import single_run
 from robuq.config import ConfigError
 
-Complaint = Callable[..., str]
 NO_GPU = f"cuda:{torch.cuda.device_count()}"  # one more than there are
-
-
-@pytest.fixture
-def complaint(robuq: Robuq) -> Complaint:
-    """The one line that a command ends with."""
-
-    def run(*words: object) -> str:
-        code, out, err = robuq(*words)
-        assert (code, out) == (2, "")
-        assert len(err.splitlines()) == 1
-        return err.removeprefix("robuq: ").strip()
-
-    return run
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """An output folder with one recorded run, `baseline/0`, whose stages are gone."""
-    run = single_run("baseline", 2, "nano", 0, {})
-    Output(tmp_path / "results").save(finished_record(run, "p"))
-    return tmp_path / "results"
 
 
 def test_without_arguments_it_shows_its_help(

@@ -23,7 +23,7 @@ from experiments.recording import Recording
 from experiments.search_run import JOURNAL
 from robuq.config import RunConfig
 from robuq.record.audit import tracked_runs
-from robuq.record.mlflow import connect
+from robuq.record.mlflow import connect, sqlite_uri
 from robuq.stages import Stage, StageStore
 
 RUNS = [RunConfig(variant="a", seed=seed) for seed in range(2)]
@@ -232,6 +232,15 @@ def test_what_can_be_repaired_is(folder: Path, plant: Callable[[Path], None]) ->
     runs = [run for run in tracked_runs(Output(folder).tracking_uri()) if run.identity]
     assert [run.status for run in runs] == ["FINISHED"] * 2
     assert len({run.identity for run in runs}) == 2
+
+
+def test_a_store_that_is_away_may_have_what_waits(folder: Path) -> None:
+    """Nothing is said of records that were never sent there: nobody knows."""
+    forget_to_send(folder)
+    before, away = state(folder), sqlite_uri(folder / "nowhere" / "mlflow.db")
+    assert {finding.kind for finding in Doctor(Output(folder), away).examine()} == {"tracking store"}
+    assert state(folder) == before
+    assert {finding.kind for finding in examine(folder)} == {"waiting record"}
 
 
 def test_what_was_set_aside_is_kept(folder: Path) -> None:

@@ -139,7 +139,7 @@ def kill_the_worker_of(executor: RayExecutor, root: Path, stage: Stage, attempt:
     for _ in range(600):
         if file.exists() and executed(root).count(stage.id) == attempt:
             pid = int(file.read_text() or 0)
-            if pid in executor.process_ids():
+            if pid:  # written to its end
                 file.unlink()
                 os.kill(pid, signal.SIGKILL)
                 return

@@ -44,12 +44,31 @@ def test_a_run_is_found_by_key_beginning_and_name(output: Output) -> None:
     assert output.find("abd").key == "abd2"
     assert output.find("minmax/0").key == "abc1"
     assert output.find("minmax/W1.58A4/1").key == "e3"
-    with pytest.raises(ConfigError, match=r"'minmax/1' fits 2 runs: abd2 \(minmax/W1.58A2/1\), e3"):
+    with pytest.raises(ConfigError, match=r"fits 2 runs: abd2 \(minmax/W1\.58A2/1, plan p\), e3 \(.*\): give a key$"):
         output.find("minmax/1")
     with pytest.raises(ConfigError, match="'ab' fits 2 runs"):
         output.find("ab")
     with pytest.raises(ConfigError, match=r"no run 'zz' .*: there are minmax/W1\.58A2/0, "):
         output.find("zz")
+
+
+def test_runs_of_one_name_are_told_apart_by_plan_and_settings(output: Output) -> None:
+    """By the settings in which runs of one name differ, and no more of them than are needed."""
+    configs = {
+        "a1": {"train": {"lr": 1e-3, "steps": 9}, "ampn": None},
+        "a2": {"train": {"lr": 3e-3, "steps": 9}, "ampn": None},
+        "a3": {"train": {"lr": 1e-3, "steps": 9}, "ampn": {"measure": "loss"}},
+    }
+    for key, config in configs.items():
+        output.save(record(key, config=config))
+    output.save(record("a2", plan="q", config=configs["a2"]))
+    output.save(record("b1", seed=1, config={"train": {"lr": 5.0}}))
+    with pytest.raises(ConfigError) as caught:
+        output.find("minmax/0")
+    assert str(caught.value) == (
+        "'minmax/0' fits 3 runs: a1 (plan p, ampn=none, train.lr=0.001), "
+        "a2 (plan p and 1 more, ampn=none, train.lr=0.003), a3 (plan p, ampn=set, train.lr=0.001): give a key"
+    )
 
 
 def test_one_run_in_two_plans_is_one_run(output: Output) -> None:

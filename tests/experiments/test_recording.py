@@ -87,7 +87,7 @@ def test_commands_refuse_it_in_one_line_before_anything_runs(
         cli.main()
     error = capfd.readouterr().err
     assert ended.value.code == 2
-    assert "foo://***@host/x refused the request: INVALID_PARAMETER_VALUE" in error
+    assert "--tracking-uri: foo://***@host/x: foo is none of http, https, sqlite, postgresql, mysql, mssql" in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.rglob("*.work"))
 

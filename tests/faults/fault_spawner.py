@@ -141,9 +141,10 @@ def make_read_only(folder: Path) -> None:
 
 
 def hold(folder: Path) -> None:
-    """Say so in `folder/held`, and wait for `folder/go`."""
-    (folder / "held").touch()
+    """Say in `folder/held` what time it is, again and again, and wait for `folder/go`."""
     while not (folder / "go").exists():
+        (folder / ".held").write_text(repr(time.time()))
+        (folder / ".held").replace(folder / "held")
         select.select([], [], [], 0.01)  # a faked clock that is set breaks time.sleep
 
 

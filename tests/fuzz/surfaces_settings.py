@@ -50,7 +50,7 @@ PLAN: dict[str, Any] = {
     "ablate": {"mode": "minus_one", "components": {"rotation": {"on": {}, "off": {"block_linears.act.bits": 3}}}},
     "seeds": [0],
     "pretrain_seeds": [0],
-    "report": {"baseline": "minmax"},
+    "report": {"baseline": "reference"},
 }
 SEARCH: dict[str, Any] = {
     "name": "fuzzed_search",

@@ -16,7 +16,7 @@ import pytest
 from experiments.output import Output
 from robuq.record.mlflow import MlflowRecorder, TrackingUnavailable, experiment_names, sqlite_uri
 from robuq.record.mlflow.new_store import make_store
-from robuq.scratch import abandoned, remove_abandoned
+from robuq.scratch import remove_abandoned
 
 MAKE = "import sys; from robuq.record.mlflow import MlflowRecorder; MlflowRecorder(sys.argv[1])"
 PATIENCE = 6000  # looks of 10 ms
@@ -50,8 +50,7 @@ def test_a_kill_while_tables_are_made_leaves_none(size: int, tmp_path: Path, mon
     assert process.wait() == -signal.SIGKILL
     assert not file.exists()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    assert len(abandoned()) == 1
-    remove_abandoned()
+    assert len(remove_abandoned()) == 1
     MlflowRecorder(sqlite_uri(file))
     assert sorted(path.name for path in file.parent.iterdir()) == ["mlflow.db"]
     assert list(temporary.glob("robuq-*")) == []

@@ -24,7 +24,7 @@ from robuq.record.mlflow import (
     sqlite_uri,
     tables,
 )
-from robuq.record.mlflow.tables import KNOWN, look_in_file, names_in_file, rows_in_file
+from robuq.record.mlflow.tables import KNOWN, look_in_file, names_in_file
 from robuq.record.run_record import RunRecord
 from robuq.variants import variant
 
@@ -92,9 +92,7 @@ def _parts(row: tables.TrackedRow) -> tuple[Any, ...]:
 
 
 def found(file: Path) -> list[str]:
-    rows = rows_in_file(sqlite_uri(file), PLAN)
-    assert rows is not None
-    return [text(row) for row in rows]
+    return [text(row) for row in look(file, {}).rows.values()]
 
 
 def test_all_runs_as_the_client_gives_them(file: Path) -> None:
@@ -192,7 +190,7 @@ def test_a_deleted_plan_has_no_name(file: Path) -> None:
 
 
 def test_a_plan_that_is_not_there_is_the_clients_error(file: Path) -> None:
-    assert rows_in_file(sqlite_uri(file), "nothing") is None
+    assert look_in_file(sqlite_uri(file), "nothing", {}) is None
     with pytest.raises(ValueError, match="no experiment 'nothing'"):
         read_runs(sqlite_uri(file), "nothing")
 
@@ -206,7 +204,7 @@ def test_the_tables_of_this_mlflow_are_known(file: Path) -> None:
 def test_tables_of_another_make_are_left_to_the_client(file: Path) -> None:
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = 'from the future'")
-    assert rows_in_file(sqlite_uri(file), PLAN) is None
+    assert look_in_file(sqlite_uri(file), PLAN, {}) is None
     assert names_in_file(sqlite_uri(file)) is None
 
 
@@ -214,7 +212,7 @@ def test_what_cannot_be_read_is_left_to_the_client(tmp_path: Path) -> None:
     (tmp_path / "damaged.db").write_text("this is no database, " * 100)
     uris = [sqlite_uri(tmp_path / name) for name in ("missing.db", "damaged.db")]
     for uri in [*uris, "http://127.0.0.1:9", "postgresql://u:p@h/d"]:
-        assert rows_in_file(uri, PLAN) is None
+        assert look_in_file(uri, PLAN, {}) is None
         assert names_in_file(uri) is None
     assert [file.name for file in tmp_path.iterdir()] == ["damaged.db"]  # nothing is made
 
@@ -223,7 +221,7 @@ def test_a_file_that_another_program_holds_is_left_to_the_client(file: Path, mon
     monkeypatch.setattr(tables, "WAIT", 0.0)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        assert rows_in_file(sqlite_uri(file), PLAN) is None
+        assert look_in_file(sqlite_uri(file), PLAN, {}) is None
     assert found(file) == asked(file)
 
 

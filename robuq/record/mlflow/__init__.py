@@ -29,6 +29,7 @@ from robuq.record.mlflow.reader import (
     read_search,
 )
 from robuq.record.mlflow.recorder import MlflowRecorder
+from robuq.record.mlflow.store_file import connect_existing
 
 __all__ = [
     "DATABASES",
@@ -39,6 +40,7 @@ __all__ = [
     "TrackingRefused",
     "TrackingUnavailable",
     "connect",
+    "connect_existing",
     "errors_of",
     "experiment_names",
     "fetch_artifact",

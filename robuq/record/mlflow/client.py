@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from robuq.addresses import address_fault
 from robuq.config import Config
 from robuq.messages import redacted
 from robuq.storage_fault import StorageFault, is_half_made, is_locked_out, is_no_database, storage_fault
@@ -70,6 +72,8 @@ def connect(tracking_uri: str) -> Any:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ[RETRIES] = "0"
+    if "://" in tracking_uri and (fault := address_fault(tracking_uri)):
+        raise TrackingRefused(fault)
     with errors_of(tracking_uri):
         if tracking_uri.startswith(DATABASES):
             _check_that_it_answers(tracking_uri)
@@ -101,7 +105,7 @@ def errors_of(tracking_uri: str) -> Iterator[None]:
         raise _unavailable(tracking_uri, error, str(error.error_code)) from None
     except ModuleNotFoundError as error:  # of a database's driver
         raise TrackingRefused(f"{redacted(tracking_uri)} needs the package {error.name}: install it") from None
-    except (SQLAlchemyError, OSError) as error:  # OSError: connections, and the disk that artefacts go to
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # OSError: connections, and the artefacts' disk
         raise _unavailable(tracking_uri, error, type(error).__name__) from None
 
 
@@ -111,6 +115,8 @@ def _unavailable(tracking_uri: str, error: Exception, reason: str) -> TrackingUn
         reason = "another program has locked it: end that program, or wait until it is done"
     if is_no_database(error):
         reason = "it is damaged, or no SQLite database: restore it, or move it away and all records are sent anew"
+    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_CANTOPEN:
+        reason = "it cannot be opened: look after its folder and its permissions"
     if is_half_made(error):
         reason = "its tables are half-made: end what makes them, or move it away and all records are sent anew"
     return TrackingUnavailable(tracking_uri, reason if fault is None else str(fault), fault)
@@ -162,6 +168,7 @@ def find_run(client: Any, experiment: str, tag: str, value: str) -> Any:
 
 
 def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
+    """Raises ValueError: the server has no such experiment; the line names those that it has."""
     found = client.get_experiment_by_name(name)
     if found is None:
         names = sorted({e.name for e in client.search_experiments(max_results=100)} - {"Default"})  # MLflow's own

@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 from robuq.messages import redacted
 from robuq.record.artifact_files import read_lines
 from robuq.record.layout import FAILURE, config_of, metrics_of, seconds_of
-from robuq.record.mlflow.client import BATCH, connect, errors_of, experiment_id, find_run, search_runs
+from robuq.record.mlflow.client import BATCH, errors_of, experiment_id, find_run, search_runs
+from robuq.record.mlflow.store_file import connect_existing
 from robuq.record.mlflow.tables import Look, TrackedRow, look_in_file, names_in_file
 from robuq.record.run_record import RunRecord
 from robuq.record.search_layout import RECORD_FILE, SEARCH
@@ -85,7 +86,7 @@ def read_changed(tracking_uri: str, experiment: str, known: KnownRuns) -> KnownR
 def _asked(tracking_uri: str, experiment: str, known: Mapping[str, Hashable]) -> Look:
     """As `look_in_file`, by the client, which always sends all of all runs."""
     with errors_of(tracking_uri):
-        client = connect(tracking_uri)
+        client = connect_existing(tracking_uri)
         found = experiment_id(client, tracking_uri, experiment)
         rows = [_row_of(run) for run in search_runs(client, found)]
     stamps = {row.run: _stamp_of(row) for row in rows}
@@ -118,7 +119,7 @@ def experiment_names(tracking_uri: str) -> list[str]:
 
 def _asked_names(tracking_uri: str) -> list[str]:
     with errors_of(tracking_uri):
-        client, token = connect(tracking_uri), None
+        client, token = connect_existing(tracking_uri), None
         names: list[str] = []
         while True:
             page = client.search_experiments(max_results=BATCH, page_token=token)
@@ -143,7 +144,7 @@ def read_search(tracking_uri: str, name: str) -> SearchRecord:
         FileNotFoundError: its artefact is gone.
     """
     with errors_of(tracking_uri):
-        client = connect(tracking_uri)
+        client = connect_existing(tracking_uri)
         run = find_run(client, experiment_id(client, tracking_uri, name), SEARCH, name)
         if run is None:
             raise ValueError(f"experiment {name!r} on {redacted(tracking_uri)} holds no search")

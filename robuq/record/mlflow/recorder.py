@@ -33,6 +33,7 @@ from robuq.record.mlflow.client import (
 )
 from robuq.record.mlflow.new_store import make_store
 from robuq.record.mlflow.searches import send_search
+from robuq.record.mlflow.store_file import check_opens
 from robuq.record.run_record import RunRecord
 from robuq.record.search_record import SearchRecord
 from robuq.scratch import scratch_folder
@@ -54,6 +55,7 @@ class MlflowRecorder:
         with errors_of(tracking_uri):
             if (file := sqlite_file(tracking_uri)) is not None:
                 make_store(file)
+        check_opens(tracking_uri)
         self._client = connect(tracking_uri)
         self._experiments: dict[str, str] = {}  # plan -> experiment id
 

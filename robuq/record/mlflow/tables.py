@@ -71,12 +71,6 @@ def names_in_file(tracking_uri: str) -> list[str] | None:
         return None
 
 
-def rows_in_file(tracking_uri: str, experiment: str) -> list[TrackedRow] | None:
-    """The runs of an experiment, oldest first; None: ask the client, also where there is no such experiment."""
-    look = look_in_file(tracking_uri, experiment, {})
-    return None if look is None else list(look.rows.values())
-
-
 def look_in_file(tracking_uri: str, experiment: str, known: Mapping[str, Hashable]) -> Look | None:
     """`known`: the stamps of an earlier look. None: ask the client, also where there is no such experiment."""
     try:
