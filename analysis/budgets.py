@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.bits import bits_data
 from analysis.methods import WEIGHTINGS, short_name
+from analysis.render import TextTable, number
 from analysis.style import COLUMN_WIDTH, GREY, looks, styled
 from robuq.ampn.allocate import allocate
 from robuq.ampn.problem import Allocation, Problem, make_problem
@@ -21,6 +22,11 @@ from robuq.cost import average_bits, layer_costs
 
 ALLOCATORS: tuple[Allocator, ...] = ("exact", "greedy", "uniform", "paper")
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+MEANS: tuple[Literal["layers", "macs", "elements"], ...] = ("layers", "macs", "elements")  # by which mean bits are told
+SUMMARY_CAPTION = (
+    "Predicted damage of each allocation within one budget: the sum over layers of what its bits were measured to do. "
+    "Cost is in the budget's unit."
+)
 UNLIMITED = 1e15  # in any budget's unit: only to ask what can be reached at all
 POINTS = 33  # budgets of a curve
 Config = Mapping[str, Any]  # a resolved RunConfig
@@ -73,10 +79,27 @@ def solved(
     return Solved(bits_data(named, {name: means[name][shown] for name in named}, shown), pd.DataFrame(rows))
 
 
+def summary_table(summary: pd.DataFrame, unit: str) -> TextTable:
+    """`Solved.summary` as text; `unit`: of the damage."""
+    rows = [
+        {
+            "Allocator": row["allocator"],
+            f"Damage ({unit})": number(row["damage"], 5),
+            "Cost": number(row["cost"], 4),
+            **{f"Bits by {WEIGHTINGS[by]}": number(row[f"bits_{by}"], 2) for by in MEANS},
+            "Proven best": "yes" if row["proven"] else "no",
+        }
+        for _, row in summary.iterrows()
+    ]
+    cells = pd.DataFrame(rows)
+    marks = pd.DataFrame("", index=cells.index, columns=cells.columns)
+    return TextTable(cells, marks, words=("Allocator", "Proven best"), caption=SUMMARY_CAPTION)
+
+
 def mean_bits(run: RunConfig, bits: Mapping[str, int]) -> dict[str, float]:
     """Mean activation bits of the block linears by layers, macs and elements."""
     costs = layer_costs(run.model, run.precision, BitAllocation(bits=dict(bits)))
-    return {by: average_bits(costs, by) or float("nan") for by in ("layers", "macs", "elements")}
+    return {by: average_bits(costs, by) or float("nan") for by in MEANS}
 
 
 def recorded_bits(config: Config, bits: Mapping[str, int], name: str) -> pd.DataFrame:
@@ -121,7 +144,7 @@ def curve_figure(data: pd.DataFrame, limit: float, weights: Weighting, unit: str
             part = data[data["allocator"] == name]
             ax.step(part["limit"], part["damage"], where="post", color=look.color, ls=look.linestyle, label=name)
         ax.axvline(limit, color=GREY, lw=0.8)
-        ax.set_xlabel("10⁹ bit operations" if weights == "bops" else f"mean bits by {WEIGHTINGS[weights]}")
+        ax.set_xlabel(r"$10^9$ bit operations" if weights == "bops" else f"mean bits by {WEIGHTINGS[weights]}")
         ax.set_ylabel(f"predicted damage\n({unit})")
         figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from analysis.figures.distributions import STATES, Arrays
 from analysis.gaussian_grids import lloyd_max, mid_rise, mid_tread, optimal_step
+from analysis.render import TextTable, number
 
 RECORDED = "recorded"  # the levels that the run's own quantizer had
 GRIDS = (RECORDED, "mid_rise", "mid_tread", "lloyd_max")
 BITS = (1, 2, 3, 4)
+CAPTION = "The grid's mean squared error on these tokens, in units of their variance, and on a normal variable."
 Levels = NDArray[np.float64]
 
 
@@ -71,6 +73,23 @@ def grid_errors(data: pd.DataFrame) -> pd.DataFrame:
             values = {"error": own, "sqnr_db": sqnr, "normal_error": normal}
             rows.append({"state": name, "levels": len(levels), **values})
     return pd.DataFrame(rows, columns=["state", "levels", "error", "sqnr_db", "normal_error"])
+
+
+def errors_table(data: pd.DataFrame) -> TextTable:
+    """`grid_errors` as text."""
+    rows = [
+        {
+            "Tokens": row["state"],
+            "Levels": str(row["levels"]),
+            "Error": number(row["error"], 4),
+            "SQNR (dB)": number(row["sqnr_db"], 2),
+            "On N(0, 1)": number(row["normal_error"], 4),
+        }
+        for _, row in data.iterrows()
+    ]
+    cells = pd.DataFrame(rows)
+    marks = pd.DataFrame("", index=cells.index, columns=cells.columns)
+    return TextTable(cells, marks, words=("Tokens",), caption=CAPTION)
 
 
 def _error(x: NDArray[np.float64], density: NDArray[np.float64], levels: Levels) -> float:

@@ -171,6 +171,21 @@ def whole_record(source: Source, light: RunRecord) -> RunRecord:
         return read_record(source.uri, light)
 
 
+def config_of(source: Source, light: RunRecord) -> dict[str, Any] | None:
+    """The run's resolved configuration; None: its file is gone."""
+    if "config.json" not in light.artifacts:
+        return None
+    with reading(source):
+        try:
+            file = fetch_artifact(source.uri, light.artifacts["config.json"])
+        except FileNotFoundError:
+            return None
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError):
+            raise StoreAway(f"the configuration of run {light.key} is damaged: restore {file}") from None
+
+
 def open_file(source: Source, location: str) -> Path:
     """A local file of an artefact's location."""
     with reading(source):

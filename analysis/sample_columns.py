@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from analysis.figures.samples import tile
-from analysis.methods import method_name
+from analysis.figures.samples import Drawn, tile
+from analysis.methods import bits_group, in_order, method_name
+from analysis.tables.components import PAIRS
 
 LEAST = 64  # pixels of one image, at the least
 
@@ -33,15 +36,31 @@ class Column:
         return f"{len(self.images)} images drawn by {self.name} (run {self.key}, seed {self.seed}); classes {classes}"
 
 
-def columns_of(data: pd.DataFrame) -> dict[str, Column]:
-    """{name: column} of `figures.samples.samples_data`, in its order."""
-    columns = {}
-    for key, part in data.groupby("key", sort=False):
-        first = part.iloc[0]
-        name = f"{method_name(first['variant'])} {first['label']}"
-        labels = tuple(int(label) for label in part["class_label"])
-        columns[name] = Column(name, str(key), int(first["seed"]), labels, tuple(part["pixels"]))
-    return columns
+def sampled_runs(parts: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    """{name of the cell: its run with samples of the lowest seed, as a row of the runs} of `leaderboard.cells`: full
+    precision first, then from many bits to few, the methods in their order."""
+    named = pd.Series({place: name for name, part in parts.items() for place in part.index}, dtype="str")
+    if named.empty:
+        return {}
+    runs = pd.concat(list(parts.values()))
+    runs = runs.assign(cell=named)[runs["samples"].notna()]
+    order = {name: place for place, name in enumerate(in_order(runs["variant"]))}
+    runs = runs.assign(bits=runs["act_bits"].map(bits_group), place=runs["variant"].map(order))
+    first = runs.sort_values(PAIRS, kind="stable").drop_duplicates("cell")
+    first = first.sort_values(["bits", "place", "cell"], ascending=[False, True, True], na_position="first")
+    rows: list[dict[Any, Any]] = first.to_dict("records")
+    return {row["cell"]: row for row in rows}
+
+
+def title_of(name: str, variant: str) -> str:
+    """The cell's name with the method's in place of the variant's."""
+    return method_name(variant) + name.removeprefix(variant)
+
+
+def column_of(drawn: Drawn, title: str) -> Column:
+    rows = drawn.rows
+    labels = tuple(int(label) for label in rows["class_label"])
+    return Column(title, drawn.key, int(rows["seed"].iloc[0]), labels, tuple(rows["pixels"]))
 
 
 def column_png(column: Column) -> bytes:

@@ -48,7 +48,7 @@ def run_page(path: str) -> None:
     except StoreAway as error:
         st.error(f"The records cannot be read now: {error}")
         st.write(f"The page tries again every {show.AGAIN} seconds. If the records were removed, make them anew:")
-        show.copied(own.command("sweep smoke"))
+        show.copied(own.filling() if own.plans else own.command("sweep FILE"))
         show.try_again(time.monotonic())
     except ValueError as error:
         st.warning(str(error))

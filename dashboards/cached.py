@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from analysis import recorded
+from analysis import leaderboard, recorded
+from analysis.configurations import Configurations
 from analysis.recorded import PlanRuns, Source
 
 Made = TypeVar("Made")
@@ -109,6 +110,25 @@ def arrays(source: Source, plan: str, key: str, location: str) -> dict[str, Any]
     return _arrays(source, location, _known(source, plan).fingerprint_of([key]))
 
 
+@st.cache_resource(max_entries=PLANS, show_spinner=False)
+def configurations(source: Source) -> Configurations:
+    """One for all plans and readers. It grows with the runs that are looked at, and asks for few of them."""
+
+    def find(plan: str, key: str) -> Any:
+        light = _known(source, plan).by_key.get(key)
+        return None if light is None else recorded.config_of(source, light)
+
+    return Configurations(find)
+
+
+def cells(source: Source, plan: str) -> dict[str, pd.DataFrame]:
+    """The plan's finished runs by what they share, as `analysis.leaderboard` has them."""
+    found: dict[str, pd.DataFrame] = kept(
+        source, [plan], ("cells",), lambda: leaderboard.cells(plan_runs(source, plan), configurations(source))
+    )
+    return found
+
+
 @st.cache_resource(max_entries=PLANS, show_spinner=READING)
 def _search_names(source: Source, fingerprint: str) -> list[str]:
     return recorded.search_names(source)
@@ -126,6 +146,11 @@ def _search(source: Source, name: str, fingerprint: str) -> Any:
 
 def search_record(source: Source, name: str) -> Any:
     return _search(source, name, _search_state(source, name))
+
+
+def is_search(source: Source, name: str) -> bool:
+    """Whether these are the records of a search."""
+    return name in search_names(source) and search_record(source, name) is not None
 
 
 def _search_state(source: Source, name: str) -> str:

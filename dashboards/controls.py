@@ -33,11 +33,13 @@ def flip(label: str, options: Sequence[str], name: str) -> str:
     return value
 
 
-def choices(label: str, options: Sequence[str], name: str, default: Sequence[str]) -> list[str]:
+def choices(
+    label: str, options: Sequence[str], name: str, default: Sequence[str], show: Callable[[str], str] = str
+) -> list[str]:
     """Some of `options`, in their order."""
     given = st.query_params.get_all(name)
     known = [value for value in given if value in options] or [value for value in default if value in options]
-    picked = st.multiselect(label, options, default=known, key=name)
+    picked = st.multiselect(label, options, default=known, key=name, format_func=show)
     st.query_params[name] = picked
     return [value for value in options if value in picked]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -50,18 +51,24 @@ def table(shown: TextTable, data: pd.DataFrame, name: str, text: str) -> None:
     downloads({f"{name}.csv": csv(data), f"{name}.tex": render(shown, "latex").encode()})
 
 
-def numbers(data: pd.DataFrame, name: str, text: str, **columns: Any) -> None:
-    """A table of plain numbers. `columns`: Streamlit's configuration of them."""
-    st.dataframe(data, hide_index=True, column_config=columns or None, placeholder="", alt=text)
-    downloads({f"{name}.csv": csv(data)})
+def numbers(
+    data: pd.DataFrame,
+    name: str,
+    text: str,
+    columns: Mapping[str, Any] | None = None,
+    latex: TextTable | None = None,
+) -> None:
+    """A table of plain numbers. `columns`: Streamlit's configuration of them; `latex`: the same as text, of results."""
+    st.dataframe(data, hide_index=True, column_config=columns, placeholder="", alt=text)
+    downloads({f"{name}.csv": csv(data)} | ({f"{name}.tex": render(latex, "latex").encode()} if latex else {}))
 
 
 def csv(data: pd.DataFrame) -> bytes:
     return data.to_csv(index=False, lineterminator="\n").encode()
 
 
-def downloads(files: dict[str, bytes]) -> None:
-    """One button a file, side by side."""
+def downloads(files: Mapping[str, bytes | Callable[[], bytes]]) -> None:
+    """One button a file, side by side. What is not made yet is made when its button is pressed."""
     with st.container(horizontal=True):
         for name, content in files.items():
             st.download_button(name, content, file_name=name, key=f"download {name}", on_click="ignore")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ from analysis.methods import bits_group, in_order, short_name
 from analysis.style import COLUMN_WIDTH, styled
 
 COLUMNS = 10  # images a row
+NAME_WIDTH, LETTER = 18, 0.062  # characters that a row's name has room for, and inches that each more takes
 PIXELS_IN_CSV = 4096  # images with more values than this are named by index, their pixels stay in samples.npz
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one run drew. `labels`: of all its images, by which runs that drew alike are known; `rows`: its shown
+    images, as `samples_data` has them."""
+
+    key: str
+    labels: NDArray[np.int64]
+    rows: pd.DataFrame
 
 
 def samples_data(runs: pd.DataFrame, open_file: Callable[[str], Path]) -> pd.DataFrame:
@@ -30,19 +42,29 @@ def samples_data(runs: pd.DataFrame, open_file: Callable[[str], Path]) -> pd.Dat
     Raises:
         ValueError: two runs drew the same image index with other labels.
     """
-    rows: list[dict[str, Any]] = []
-    chosen: NDArray[np.int64] | None = None
-    wanted: list[int] = []
-    for run in _shown_runs(runs):
-        with np.load(open_file(str(run["samples"])), allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-        if chosen is None:
-            chosen, wanted = labels, _first_of_each_class(labels)
-        if not np.array_equal(labels, chosen):
-            raise ValueError(f"run {run['key']} drew other labels than the rows above it: sample them all alike")
-        own = {name: run[name] for name in ("bits", "variant", "label", "key", "seed")}
-        rows += [{**own, "index": i, "class_label": int(labels[i]), "pixels": images[i]} for i in wanted]
-    return pd.DataFrame(rows)
+    return side_by_side([drawn(run, open_file) for run in _shown_runs(runs)])
+
+
+def drawn(run: Mapping[Any, Any], open_file: Callable[[str], Path]) -> Drawn:
+    """`run`: a row of the runs, with samples."""
+    with np.load(open_file(str(run["samples"])), allow_pickle=False) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    own = {"bits": bits_group(run["act_bits"]), **{name: run[name] for name in ("variant", "label", "key", "seed")}}
+    shown = _first_of_each_class(labels)
+    rows = [{**own, "index": i, "class_label": int(labels[i]), "pixels": images[i]} for i in shown]
+    return Drawn(str(run["key"]), labels, pd.DataFrame(rows))
+
+
+def side_by_side(parts: Sequence[Drawn]) -> pd.DataFrame:
+    """The rows of all.
+
+    Raises:
+        ValueError: two drew the same image index with other labels.
+    """
+    for part in parts:
+        if not np.array_equal(part.labels, parts[0].labels):
+            raise ValueError(f"run {part.key} drew other labels than the rows above it: sample them all alike")
+    return pd.concat([part.rows for part in parts], ignore_index=True) if parts else pd.DataFrame()
 
 
 def samples_csv(data: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +75,8 @@ def samples_csv(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_samples(data: pd.DataFrame, ax: Axes) -> None:
-    """All images in one axes: one row per (variant, width), named at the left; the label above each column."""
+    """All images in one axes: one row per run, named at the left by its `name` if the data has that column, else by its
+    variant and width; the label above each column."""
     groups = list(data.groupby("key", sort=False))
     bits = [part["bits"].fillna(0).iloc[0] for _, part in groups]
     breaks = [i for i in range(1, len(bits)) if bits[i] != bits[i - 1]]
@@ -90,12 +113,15 @@ def tile(rows: list[list[NDArray[np.uint8]]], breaks: list[int]) -> NDArray[np.u
 
 
 def samples_figure(data: pd.DataFrame) -> Figure:
+    """As `plot_samples`; wider than a column of the paper where names are long."""
     height, width = data["pixels"].iloc[0].shape[:2]
     count = data["key"].nunique()
     columns = len(data) // count
     cell = 2.0 / columns  # inches; the rest of the column is for the rows' names
+    longest = max(map(len, data["name"])) if "name" in data else 0
+    more = LETTER * max(longest - NAME_WIDTH, 0)
     with styled():
-        figure = Figure(figsize=(COLUMN_WIDTH, 0.45 + count * cell * height / width))
+        figure = Figure(figsize=(COLUMN_WIDTH + more, 0.45 + count * cell * height / width))
         ax = figure.subplots()
         plot_samples(data, ax)
     return figure
@@ -117,6 +143,8 @@ def _first_of_each_class(labels: NDArray[np.int64]) -> list[int]:
 
 
 def _row_name(part: pd.DataFrame) -> str:
+    if "name" in part:
+        return str(part["name"].iloc[0])
     bits = part["bits"].iloc[0]
     name = short_name(str(part["variant"].iloc[0]))
     return name if np.isnan(bits) else f"{name}, A{bits:g}"

@@ -18,12 +18,11 @@ from analysis.ablation import (
     verdict,
 )
 from analysis.figures.curves import curves_data
-from analysis.leaderboard import cells
 from analysis.pictures import Picture, draw
 from analysis.recorded import history_reader
 from analysis.tables.components import METRICS
 from dashboards import show
-from dashboards.cached import kept, plan_names, plan_runs, whole_record
+from dashboards.cached import cells, is_search, kept, plan_names, whole_record
 from dashboards.controls import choice
 from dashboards.settings import Settings
 
@@ -31,12 +30,12 @@ from dashboards.settings import Settings
 def page(settings: Settings) -> None:
     names = plan_names(settings.source)
     if not names:
-        show.empty("No run is recorded yet.", settings.command("sweep smoke"))
+        show.empty("No run is recorded yet.", settings.filling())
         return
     plan = choice("Plan", names, "plan", settings.default_of(names))
-    rows = cells(plan_runs(settings.source, plan))
+    rows = cells(settings.source, plan)
     if len(rows) < 2:
-        show.empty("Two methods with finished runs are needed.", settings.command(f"sweep {plan}"))
+        _too_few(settings, plan)
         return
     a, b, metric = _picked(rows, settings.baselines.get(plan, "baseline"))
     if a == b:
@@ -45,6 +44,15 @@ def page(settings: Settings) -> None:
     _differences(rows[a], rows[b], metric)
     _curves(settings, plan, rows[a], rows[b], (a, b))
     _settings_of(settings, plan, rows[a], rows[b])
+
+
+def _too_few(settings: Settings, plan: str) -> None:
+    needed = "Two methods with finished runs in one plan are needed."
+    if plan in settings.plans and not settings.has_two_methods(plan):
+        show.empty(f"{needed} This plan has one. FILE: a plan of several.", settings.command("sweep FILE"))
+        return
+    what, command = settings.making(plan, is_search(settings.source, plan))
+    show.empty(f"{needed} {what}", command)
 
 
 def _picked(rows: dict[str, pd.DataFrame], baseline: str) -> tuple[str, str, str]:
@@ -96,4 +104,4 @@ def _settings_of(settings: Settings, plan: str, a: pd.DataFrame, b: pd.DataFrame
     if data.empty:
         st.write("None but the seeds.")
     else:
-        show.numbers(data, "settings", "Settings in which A and B differ", a="A", b="B")
+        show.numbers(data, "settings", "Settings in which A and B differ", {"a": "A", "b": "B"})

@@ -9,10 +9,10 @@ from typing import Any
 
 import streamlit as st
 
-from analysis.budgets import MEASURES, curve_data, curve_figure, reachable, recorded_bits, solved
+from analysis.budgets import MEANS, MEASURES, curve_data, curve_figure, reachable, recorded_bits, solved, summary_table
 from analysis.figures.bits import bits_figure
 from analysis.figures.sensitivity import MEASURES as UNITS
-from analysis.figures.sensitivity import sensitivity_data, sensitivity_figure
+from analysis.figures.sensitivity import drawn_text, sensitivity_data, sensitivity_figure
 from analysis.methods import WEIGHTINGS
 from analysis.pictures import draw
 from analysis.recorded import sensitivity_of_run, sensitivity_of_search
@@ -29,7 +29,6 @@ from dashboards.cached import (
 from dashboards.controls import choice, number
 from dashboards.settings import Settings
 
-MEANS = ("layers", "macs", "elements")  # columns of mean bits
 BITS, BOPS = 0.05, 60  # step of the slider in bits; steps of the slider in bit operations
 
 
@@ -124,7 +123,7 @@ def _budget(settings: Settings, one: Recorded) -> None:
         "proven": "proven best",
     }
     text = "Predicted damage and cost of each allocation within the budget"
-    show.numbers(found.summary, "budget_summary", text, **columns)
+    show.numbers(found.summary, "budget_summary", text, columns, summary_table(found.summary, unit))
     what = ("curve", weights, measure)
     curve = _kept(settings, one, what, lambda: curve_data(one.table, one.config, weights, measure))
     text = "Sum over layers of the measured damage of their bits; the vertical line is the budget above."
@@ -136,7 +135,7 @@ def _sensitivity(settings: Settings, one: Recorded) -> None:
     data = sensitivity_data(one.table)
     caption = (
         f"What it costs to give one layer so few bits while all others have {one.table.reference}. White: not above "
-        f"zero; a dot: not above two standard errors. n = {one.table.num_images} images."
+        f"zero; a dot: not above two standard errors. {drawn_text(data)} n = {one.table.num_images} images."
     )
     what = ("sensitivity figure",)
     make = partial(draw, "sensitivity", lambda: (sensitivity_figure(data), data, caption))

@@ -9,7 +9,7 @@ import streamlit as st
 
 from analysis.figures.distributions import ROLES, distributions_data, distributions_figure, layer_data
 from analysis.figures.normality import kurtosis_map_figure, normality_data, tokens_a_cell
-from analysis.layer_view import BITS, GRIDS, RECORDED, grid_errors, layers_of, timestep_bins, with_grid
+from analysis.layer_view import BITS, GRIDS, RECORDED, errors_table, grid_errors, layers_of, timestep_bins, with_grid
 from analysis.pictures import Picture, draw
 from dashboards import show
 from dashboards.cached import arrays, kept, plan_names, plan_runs
@@ -105,13 +105,14 @@ def _errors(view: pd.DataFrame) -> None:
     if data.empty:
         st.write("This run's activations are not quantized here: it has no levels of its own.")
         return
-    st.caption("The grid's mean squared error on these tokens, in units of their variance, and on a normal variable.")
+    table = errors_table(data)
+    st.caption(table.caption)
     columns = {
         "error": st.column_config.NumberColumn("error", format="%.4f"),
         "sqnr_db": st.column_config.NumberColumn("SQNR (dB)", format="%.2f"),
         "normal_error": st.column_config.NumberColumn("on N(0, 1)", format="%.4f"),
     }
-    show.numbers(data, "grid_errors", "Error of the grid on these tokens", **columns)
+    show.numbers(data, "grid_errors", "Error of the grid on these tokens", columns, table)
 
 
 def _map(settings: Settings, plan: str, run: Any, recorded: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import streamlit as st
 
 from analysis.leaderboard import filtered, leaderboard_data, leaderboard_table
 from dashboards import show
-from dashboards.cached import kept, plan_names, plan_runs
+from dashboards.cached import configurations, is_search, kept, plan_names, plan_runs
 from dashboards.controls import choice
 from dashboards.settings import Settings
 
@@ -17,7 +17,7 @@ ALL = "all"
 def page(settings: Settings) -> None:
     names = plan_names(settings.source)
     if not names:
-        show.empty("No run is recorded yet.", settings.command("sweep smoke"))
+        show.empty("No run is recorded yet.", settings.filling())
         return
     left, right = st.columns(2)
     with left:
@@ -26,7 +26,7 @@ def page(settings: Settings) -> None:
     runs = pd.concat([plan_runs(settings.source, name) for name in shown], ignore_index=True)
     done = filtered(runs)
     if done.empty:
-        show.empty("No run of this plan is finished and recorded.", settings.command(f"sweep {shown[0]}"))
+        _nothing(settings, plan)
         _failures(runs)
         return
     with right:
@@ -41,9 +41,17 @@ def page(settings: Settings) -> None:
         protocol = choice("Protocol", protocols, "protocol", help=text)
     done = filtered(done, protocol=protocol)
     what = ("leaderboard", dataset, label, protocol)
-    data = kept(settings.source, shown, what, lambda: leaderboard_data(done))
+    data = kept(settings.source, shown, what, lambda: leaderboard_data(done, configurations(settings.source)))
     show.table(leaderboard_table(data), data, "leaderboard", "Methods ordered by held-out loss")
     _failures(runs)
+
+
+def _nothing(settings: Settings, plan: str) -> None:
+    if plan == ALL:
+        show.empty("No run is finished and recorded.", settings.filling())
+        return
+    what, command = settings.making(plan, is_search(settings.source, plan))
+    show.empty(f"No run of this plan is finished and recorded. {what}", command)
 
 
 def _failures(runs: pd.DataFrame) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from analysis.evaluations import budget_name, evaluations_data
@@ -30,11 +29,13 @@ def page(settings: Settings) -> None:
     st.caption(" ".join(record.description.split()))
     state = "finished" if record.finished else "under way"
     st.write(f"{state}; {len(record.evaluations)} of {record.search['evaluations']} evaluations; {budget_name(record)}")
+    if not record.evaluations:
+        show.empty(
+            "No evaluation is over yet. FILE: this search's, with its settings.", settings.command("search FILE")
+        )
+        return
     for line in summary_of(record):
         st.write(line)
-    if not record.evaluations:
-        show.empty("No evaluation is over yet.", settings.command(f"search {name}"))
-        return
     pictures: dict[str, Picture] = kept_of_search(settings.source, name, ("search",), lambda: _drawn(record))
     for title, shown in pictures.items():
         st.subheader(TITLES[title])
@@ -46,7 +47,7 @@ def page(settings: Settings) -> None:
 
 def _drawn(record: Any) -> dict[str, Picture]:
     pairs = rungs_data(record)
-    built = search_figures(record, pairs, rung_correlations(pairs, np.random.default_rng(SEED)))
+    built = search_figures(record, pairs, rung_correlations(pairs, SEED))
     return {name: draw(name, lambda one=one: one) for name, one in built.items()}  # type: ignore[misc]
 
 

@@ -65,7 +65,8 @@ def _wait_for_runs(plan: str) -> None:
 def _live(settings: Settings, plan: str) -> None:
     source = settings.source
     if source.folder is None:
-        show.empty("A sweep is watched through its output folder.", f"robuq dashboard --plan {plan} --output DIR")
+        words = settings.made_by[plan].removeprefix("sweep ")
+        show.empty("A sweep is watched through its output folder.", f"robuq dashboard --plan {words} --output DIR")
         return
     root = source.folder / "stages"
     runs = run_states(settings.plans[plan], root)
@@ -79,9 +80,9 @@ def _live(settings: Settings, plan: str) -> None:
         )
     st.progress(counts["finished"] / max(len(runs), 1), f"{counts['finished']} of {len(runs)} runs finished")
     if not counts["finished"] and not counts["started"] and not counts["failed"]:
-        show.empty("Nothing of this plan has begun.", settings.command(f"sweep {plan}"))
+        show.empty("Nothing of this plan has begun.", settings.command(settings.made_by[plan]))
     _failures(runs[runs["state"] == "failed"])
-    _quiet(runs, settings.command(f"sweep {plan}"))
+    _quiet(runs, settings.command(settings.made_by[plan]))
     st.subheader("Runs")
     at_work_first = runs.sort_values("state", key=lambda states: states.map(FIRST.index), kind="stable")
     _table(at_work_first, f"{plan}_runs", "State of each run of the plan, with the stage it is at")
@@ -118,7 +119,7 @@ def _table(data: pd.DataFrame, name: str, text: str) -> None:
         "stages_done": "stages done",
         "stages": "of",
     }
-    show.numbers(shown[order], name, text, **columns)
+    show.numbers(shown[order], name, text, columns)
 
 
 def _duration(seconds: float) -> str:

@@ -54,15 +54,20 @@ METRICS = (
 )
 READ = """
 import json, sys, time
+from analysis.configurations import Configurations
 from analysis.leaderboard import leaderboard_data, leaderboard_table
 from analysis.load import load_runs, runs_frame
+from analysis.recorded import Source, config_of
 from analysis.render import render
-from robuq.record.mlflow import connect, reader
+from robuq.record.mlflow import connect, read_runs, reader
 clocks, clock = [], lambda: clocks.append((time.perf_counter(), time.process_time()))
 clock()
 runs = load_runs(sys.argv[1], "scale")
 clock()
-data = leaderboard_data(runs)
+known = {record.key: record for record in read_runs(sys.argv[1], "scale")}
+configurations = Configurations(lambda plan, key: config_of(Source(sys.argv[1]), known[key]))
+clock()
+data = leaderboard_data(runs, configurations)
 for form in ("markdown", "latex", "html"):
     render(leaderboard_table(data), form)
 clock()
@@ -204,7 +209,7 @@ def measured(folder: Path, count: int) -> list[str]:
         row("`robuq sweep`, all done and recorded", robuq("sweep", str(plan), *where)),
     ]
     told = json.loads(run(sys.executable, "-c", READ, Output(folder / "results").tracking_uri())[1])
-    loading, tabulating, _, asking = np.diff(np.array(told["clocks"]), axis=0)
+    loading, _, tabulating, _, asking = np.diff(np.array(told["clocks"]), axis=0)
     kept = swept["runs"] - swept["missing"]
     note = f" {kept:,} of them had been done by an earlier call." if kept else ""
     return [

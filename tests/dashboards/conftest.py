@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,9 +57,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, plans: Path) -> Path:
 def tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tell:
     """Tells the app of an output folder and of the plans that are watched."""
 
-    def told(folder: Path, *plans: Path, with_runs: bool = True) -> None:
+    def told(folder: Path, *plans: Path, settings: Sequence[str] = (), with_runs: bool = True) -> None:
         file = tmp_path / "settings.json"
-        file.write_text(json.dumps(dashboard_data(folder, [load_plan(plan) for plan in plans], None, with_runs)))
+        watched = [(str(plan), load_plan(plan, settings)) for plan in plans]
+        file.write_text(json.dumps(dashboard_data(folder, watched, None, settings, with_runs)))
         monkeypatch.setenv(VARIABLE, str(file))
 
     return told

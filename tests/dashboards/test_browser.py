@@ -30,7 +30,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: apt-get install chromium"),
 ]
 OTHERS = shlex.split(os.environ.get("ROBUQ_DASHBOARD", ""))  # words of the command, for pictures of other records
-FILLED_BY = dict.fromkeys(PAGES, "sweep smoke") | {"search": "search smoke", "sweep": "sweep tiny"}
+FILLED_BY = dict.fromkeys(PAGES, "sweep smoke") | {"search": "search smoke"}
+FILLED_BY_PLAN = ("sweep", "leaderboard", "ablation")  # by the plan that is watched
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,8 @@ def test_records_come_go_and_come_back(recorded: Path, plans: Path, browser: Any
     with served("--output", "out", "--plan", plan, folder=tmp_path) as address, Tab(browser, "phone") as tab:
         for path, title in PAGES.items():
             tab.open(f"{address}/{path}", title)
-            tab.page.get_by_text(f"robuq {FILLED_BY[path]} --output out").first.wait_for()
+            command = f"sweep {plan}" if path in FILLED_BY_PLAN else FILLED_BY[path]
+            tab.page.get_by_text(f"robuq {command} --output out").first.wait_for()
             tab.check(path)
         see_a_stage_begin(tab, address, out, plan)
         tab.open(f"{address}/leaderboard", "Leaderboard")
@@ -180,7 +182,7 @@ def test_records_come_go_and_come_back(recorded: Path, plans: Path, browser: Any
 def see_a_stage_begin(tab: Tab, address: str, out: Path, plan: Path) -> None:
     """As a worker that trains leaves it; the page that is open finds it."""
     tab.open(f"{address}/sweep", "Sweep")
-    runs = dashboard_data(out, [load_plan(plan)], None)["plans"]["tiny"]["runs"]
+    runs = dashboard_data(out, [(str(plan), load_plan(plan))], None)["plans"]["tiny"]["runs"]
     kind, stage = next(iter(runs[0]["stages"].items()))
     work = out / "stages" / kind / f"{stage['key']}.work"
     work.mkdir(parents=True)

@@ -56,6 +56,7 @@ def test_pages_are_served_before_the_runs_are_found(plans: Path, tmp_path: Path)
     first, last = Server.told
     assert first["plans"]["tiny"] == {"description": "Two seeds of two variants.", "runs": None}
     assert {**first, "plans": {}} == {**last, "plans": {}}
+    assert first["made_by"]["tiny"] == f"sweep {file} --set seeds=5"
     runs = load_plan(file, ["seeds=5"]).runs
     assert [run["key"] for run in last["plans"]["tiny"]["runs"]] == [run.key() for run in runs]
 
@@ -65,7 +66,9 @@ def test_runs_are_those_of_the_command_plan(plans: Path, tmp_path: Path, capsys:
 
     assert robuq("plan", plans / "tiny.yaml", "--output", tmp_path, "--json") == 0
     printed = json.loads(capsys.readouterr().out)["runs"]
-    told = cli_dashboard.dashboard_data(tmp_path, [load_plan(plans / "tiny.yaml")], None)["plans"]["tiny"]["runs"]
+    told = cli_dashboard.dashboard_data(tmp_path, [("tiny.yaml", load_plan(plans / "tiny.yaml"))], None)["plans"][
+        "tiny"
+    ]["runs"]
     for run, own in zip(printed, told, strict=True):
         stages = {kind: {"key": stage["key"]} for kind, stage in run["stages"].items()}
         assert own == {**{name: run[name] for name in ("key", "variant", "label", "seed")}, "stages": stages}

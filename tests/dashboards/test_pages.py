@@ -59,6 +59,39 @@ def test_an_empty_store_names_the_command_that_fills_it(path: str, tmp_path: Pat
     assert not (tmp_path / "nothing").exists()  # looking makes nothing
 
 
+@pytest.mark.parametrize("path", ["sweep", "leaderboard", "ablation"])
+def test_an_empty_store_names_the_command_of_the_watched_plan(
+    path: str, plans: Path, tmp_path: Path, tell: Any
+) -> None:
+    """With the file that it is in, and with what was changed."""
+    tell(tmp_path / "nothing", plans / "tiny.yaml", settings=["train.steps=9"])
+    command = f"robuq sweep {plans / 'tiny.yaml'} --set train.steps=9 --output {tmp_path / 'nothing'}"
+    assert command in [one.value for one in opened(path).code]
+
+
+def test_a_search_without_confirmation_names_what_fills_the_pages_of_runs(recorded: Path, tell: Any) -> None:
+    tell(recorded)
+    for path in ("leaderboard", "ablation"):
+        assert [one.value for one in opened(path, plan="smoke_search").code] == [
+            f"robuq search FILE --set search.confirm_seeds=0,1,2 --output {recorded}"
+        ]
+
+
+def test_a_search_without_evaluations_names_its_file(recorded: Path, tmp_path: Path, tell: Any) -> None:
+    """And says nothing of results."""
+    folder = Path(shutil.copytree(recorded, tmp_path / "copy"))
+    file = folder / "searches" / "smoke_search" / "search.json"
+    whole = json.loads(file.read_text())
+    none: dict[str, Any] = {"evaluations": [], "winner": None, "rank_correlations": [], "finished": 0.0}
+    file.write_text(json.dumps({**whole, **none}))
+    tell(folder)
+    app = opened("search")
+    assert not app.exception
+    assert [one.value for one in app.code] == [f"robuq search FILE --output {folder}"]
+    assert "()" not in words(app)
+    assert "No evaluation reached" not in words(app)
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_a_store_that_goes_away_is_a_message(path: str, recorded: Path, tmp_path: Path, tell: Any) -> None:
     folder = tmp_path / "copy"
@@ -191,6 +224,32 @@ def test_the_budget_slider_solves_anew(recorded: Path, tell: Any) -> None:
     }
     uniform = few.set_index("allocator").loc["Uniform", "damage"]
     assert exact["many"] <= exact["few"] <= uniform
+
+
+def test_bit_operations_have_a_picture(recorded: Path, tell: Any) -> None:
+    """Whose letters the font has: that it lacks one is a warning, and here an error."""
+    tell(recorded)
+    app = opened("bits", weights="bops", of="tiny: robuq W1.58A2 seed 0")
+    assert not app.exception
+    assert app.slider[0].label == "10⁹ bit operations"
+
+
+def names_of_downloads(app: AppTest) -> set[str]:
+    return {button.proto.label for button in app.get("download_button")}
+
+
+def test_results_are_also_latex_and_pictures_are_png(recorded: Path, tell: Any) -> None:
+    tell(recorded)
+    assert {"leaderboard.csv", "leaderboard.tex"} <= names_of_downloads(opened("leaderboard", plan="tiny"))
+    assert {"differences.tex", "pairs.png"} <= names_of_downloads(opened("ablation", plan="tiny"))
+    assert {"budget_summary.tex", "budget_curve.png"} <= names_of_downloads(opened("bits"))
+    assert {"grid_errors.tex"} <= names_of_downloads(opened("distributions", plan="tiny", grid="mid_rise"))
+    runs = load_runs(sqlite_uri(recorded / "mlflow.db"), "tiny")
+    a, b = (key[:8] for key in runs[runs["seed"] == 0].sort_values("variant")["key"])
+    assert names_of_downloads(opened("samples", plan="tiny")) == {
+        *("samples.csv", "samples.png", f"difference_{a}_{b}.png"),
+        *(f"samples_{key}.{form}" for key in (a, b) for form in ("png", "npz")),
+    }
 
 
 def test_a_sweep_under_way(recorded: Path, plans: Path, tmp_path: Path, tell: Any) -> None:

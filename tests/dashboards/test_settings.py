@@ -13,7 +13,9 @@ from dashboards.settings import Settings
 
 
 def settings(uri: str, folder: Path | None, *plans: str) -> Settings:
-    return Settings(uri, str(folder) if folder else None, "--output results", {name: {} for name in plans}, {})
+    made_by = {name: f"sweep {name}.yaml --set seeds=0" for name in plans} | {"single": "train VARIANT"}
+    place = str(folder) if folder else None
+    return Settings(uri, place, "--output results", {name: {} for name in plans}, made_by, {})
 
 
 def test_places_are_named_without_the_way_there(tmp_path: Path) -> None:
@@ -37,6 +39,15 @@ def test_a_watched_plan_comes_first_where_it_is_recorded() -> None:
     own = settings("sqlite:///mlflow.db", None, "new", "digits")
     assert own.default_of(["aaa", "digits"]) == "digits"
     assert own.default_of(["aaa"]) is None
+
+
+def test_commands_that_make_runs_are_those_that_are_known() -> None:
+    """A name is not a file."""
+    own = settings("sqlite:///mlflow.db", None, "digits")
+    assert own.making("digits", False)[1] == own.filling() == "robuq sweep digits.yaml --set seeds=0 --output results"
+    assert own.making("single", False)[1] == "robuq train VARIANT --output results"
+    assert own.making("other", False)[1] == "robuq sweep FILE --output results"
+    assert own.making("other", True)[1].startswith("robuq search FILE --set search.confirm_seeds=")
 
 
 def test_the_first_page_says_where_the_root_is() -> None:
