@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterable
 
 SHORT = (
-    "LR: low-rank branch; rot.: rotation; Robust: RobustQuantizer; RobuQ: Robust + LR + rot.; AMPN: bits layer by layer"
+    "Baseline: min-max + LR + rot.; LR: low-rank branch; rot.: rotation; Robust: RobustQuantizer; RobuQ: Robust + LR + "
+    "rot.; AMPN: bits layer by layer (≤ 4: of 1 to 4 bits)"
 )
 METHODS: dict[str, tuple[str, str]] = {  # variant -> (name in tables, name in figures), in the order of the rows
     "full_precision": ("Full precision", "Full precision"),
     "ternary_only": ("Ternary W", "Ternary W"),
     "ternary_rotation": ("Ternary W + rotation", "Ternary W + rot."),
+    "ternary_low_rank": ("Ternary W + low rank", "Ternary W + LR"),
     "ternary_low_rank_rotation": ("Ternary W + low rank + rotation", "Ternary W + LR + rot."),
     "ptq_minmax": ("PTQ min-max, 4-bit W", "PTQ min-max"),  # from here on: other methods' quantizers
     "ptq_percentile": ("PTQ percentile", "PTQ percentile"),
@@ -30,10 +32,11 @@ METHODS: dict[str, tuple[str, str]] = {  # variant -> (name in tables, name in f
     "minmax": ("Min-max", "Min-max"),  # from here on: the paper's components
     "minmax_low_rank": ("Min-max + low rank", "Min-max + LR"),
     "minmax_rotation": ("Min-max + rotation", "Min-max + rot."),
-    "baseline": ("Min-max + low rank + rotation", "Min-max + LR + rot."),
+    "baseline": ("Min-max + low rank + rotation", "Baseline"),
     "robust_no_rotation": ("Robust + low rank", "Robust + LR"),
     "robuq_uniform": ("Robust + low rank + rotation (RobuQ)", "RobuQ"),
-    "robuq": ("RobuQ with AMPN", "RobuQ + AMPN"),
+    "robuq_to_4": ("RobuQ with AMPN, 1 to 4 bits", "RobuQ + AMPN ≤ 4"),  # the paper's widths
+    "robuq": ("RobuQ with AMPN", "RobuQ + AMPN"),  # 1 to 8 bits
     "robuq_mid_tread": ("RobuQ, mid-tread grid", "Mid-tread"),  # from here on: RobuQ with one thing changed
     "robuq_as_coded": ("RobuQ, grid as coded", "As coded"),
     "robuq_lloyd_max": ("RobuQ, Lloyd-Max grid", "Lloyd-Max"),

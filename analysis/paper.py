@@ -54,10 +54,11 @@ class Artefact:
 
 # --- tables -------------------------------------------------------------------------------------------------------
 
+CONTROLS = ("ternary_only", "ternary_rotation", "ternary_low_rank", "ternary_low_rank_rotation")
 COMPONENTS = Comparison(
     {
         "full_precision": "Full precision",
-        **{name: method_name(name) for name in ("ternary_only", "ternary_rotation", "ternary_low_rank_rotation")},
+        **{name: method_name(name) for name in CONTROLS},
         **{name: method_name(name) for name in ("bitnet_v2", "bitnet_v2_low_rank")},
         **{name: method_name(name) for name in ("minmax", "minmax_low_rank", "minmax_rotation", "baseline")},
         **{name: method_name(name) for name in ("robust_no_rotation", "robuq_uniform")},
@@ -110,7 +111,7 @@ LIST = (
         "table",
         _comparison(main.CONDITIONAL),
         _both("main"),
-        published=("main_conditional",),
+        published=("main_conditional", "settings"),
     ),
     Artefact(
         "main_unconditional",
@@ -160,8 +161,20 @@ LIST = (
     Artefact(
         "distributions", "Activations before and after the rotation", "figure", figures.distributions, _both("main")
     ),
-    Artefact("distributions_by_role", "The same, by layer", "figure", figures.by_role, _both("main")),
-    Artefact("distributions_by_timestep", "The same, by timestep", "figure", figures.by_timestep, _both("main")),
+    Artefact(
+        "distributions_by_role",
+        "Activations before and after the rotation, by layer",
+        "figure",
+        figures.by_role,
+        _both("main"),
+    ),
+    Artefact(
+        "distributions_by_timestep",
+        "Activations before and after the rotation, by timestep",
+        "figure",
+        figures.by_timestep,
+        _both("main"),
+    ),
     Artefact("kurtosis", "Kurtosis by depth and timestep", "figure", figures.kurtosis, _both("main")),
     Artefact("kl_by_depth", "Distance to the normal by depth", "figure", figures.kl_by_depth, _both("main")),
     Artefact("tokens", "Kurtosis from token to token", "figure", figures.tokens, _both("main")),

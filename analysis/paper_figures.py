@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 from analysis.evaluations import allocation_name, mean_bits, named_allocations, weighting
 from analysis.figures import convergence
 from analysis.figures.bits import bits_data, bits_figure
-from analysis.figures.distributions import Arrays, by_role_data, by_timestep_data, panels_figure
+from analysis.figures.distributions import (
+    Arrays,
+    by_role_data,
+    by_timestep_data,
+    panels_figure,
+    tokens_by_role,
+    tokens_by_timestep,
+)
 from analysis.figures.normality import (
     depth_data,
     depth_figure,
@@ -21,22 +28,37 @@ from analysis.figures.normality import (
     normality_data,
     token_spread_figure,
     tokens_a_cell,
+    tokens_text,
 )
-from analysis.figures.score_cost import csv_of, grid_data, score_cost_data, score_cost_figure
+from analysis.figures.score_cost import (
+    AMPN,
+    csv_of,
+    grid_data,
+    score_cost_data,
+    score_cost_figure,
+    shown_variants,
+)
 from analysis.figures.search import pareto_data, pareto_figure
 from analysis.figures.weights import weights_data, weights_figure
 from analysis.load import finished, one_protocol
-from analysis.methods import SHORT, short_name
+from analysis.methods import short_name
 from analysis.product import Builder, Cells, Feed, Product
 from analysis.report import build_curves, build_distributions, build_samples, run_with_tokens
-from analysis.tables import main
+from analysis.report_files import dataset_name
+from analysis.search_figures import pareto_caption
 from robuq.record.search_record import SearchRecord
 
-SHOWN = ("full_precision", "bitnet_v2", "baseline", "robuq_uniform", "robuq")  # of the many rows of the main plan
+NAMES = {"binarydm": "BinaryDM-style", **dict.fromkeys(AMPN, "RobuQ + AMPN")}  # of figure 2
+AMPN_WIDTHS = {
+    "robuq_to_4": "AMPN chooses from 1 to 4 bits, as in the paper; 4 bits on average leave it no choice: there RobuQ "
+    "with AMPN is RobuQ.",
+    "robuq": "AMPN chooses from 1 to 8 bits, where the paper's has 1 to 4.",
+}
 
 
 def _shown(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs[runs["variant"].isin(SHOWN)]
+    """Of the many rows of the main plan those of figure 2, but one."""
+    return runs[runs["variant"].isin(set(shown_variants(runs)) - {"binarydm"})]
 
 
 def _cells_of(runs: pd.DataFrame) -> Cells:
@@ -51,19 +73,25 @@ def figure2(feed: Feed) -> Product | None:
     one_protocol(done)
     data = score_cost_data(feed.runs, feed.full_record)
     drawn = grid_data(feed.runs, feed.open_file)
-    names = {name: main.SHORT.get(name, short_name(name)) for name in data["variant"]}
-    cells = [{"row": f"{r.variant} A{r.bits:g}", "columns": ["point"], "keys": r.keys_.split()} for r in _rows(data)]
+    names = {name: NAMES.get(name, short_name(name)) for name in data["variant"]}
+    cells = [{"row": _named(r.variant, r.bits), "columns": ["point"], "keys": r.keys_.split()} for r in _rows(data)]
     cells += [{"row": name, "columns": ["grid"], "keys": [part["key"].iloc[0]]} for name, part in _by_variant(drawn)]
     counts = sorted({int(n) for n in data["classifier_score_n"]})
     caption = (
-        "Classifier score (higher is better) against cost, one line a method, from few activation bits to many; bars "
-        f"are 95 % t intervals over n = {', '.join(map(str, counts))} seeds. Left: in the convention that meets the "
-        "paper's figure 2 at 4 bits, which has none for weights that are not ternary. Right: bit operations of one "
-        "image and forward pass. The line without points is full precision. Below: images at the fewest bits; those "
-        "of a row start from the same noise and label, and are the first of their classes, not chosen. RobuQ is with "
-        "AMPN where it says so."
+        "Classifier score (higher is better) against cost, one line a method, its points labelled with their "
+        f"activation bits; bars, and the band around full precision's line, are 95 % t intervals over n = "
+        f"{', '.join(map(str, counts))} seeds. Points of one width and equal cost are set side by side and share a "
+        "label. Top: in the convention that meets the paper's figure 2 at 4 bits, which has none for weights that are "
+        "not ternary. Middle: bit operations of one forward pass. Full precision costs more than either panel shows. "
+        "Bottom: images at the fewest bits; those of a row start from the same noise and label, and are the first of "
+        f"their classes, not chosen. RobuQ is without AMPN where its name does not say so. "
+        f"{AMPN_WIDTHS['robuq_to_4' if 'robuq_to_4' in names else 'robuq']}"
     )
     return Product(csv_of(data, drawn), cells, caption, figure=score_cost_figure(data, drawn, names))
+
+
+def _named(variant: str, bits: float) -> str:
+    return variant if pd.isna(bits) else f"{variant} A{bits:g}"
 
 
 def _rows(data: pd.DataFrame) -> list[Any]:
@@ -110,8 +138,8 @@ def bits(feed: Feed) -> Product | None:
     means = {name: mean_bits(record, widths)[by] for name, widths in named.items()}
     data = bits_data(named, means, by)
     caption = (
-        f"Activation bits of every block linear on {record.dataset}, by allocator, within the search's budget, and "
-        "their mean. The published mean bits are those of another network."
+        f"Activation bits of every block linear on {dataset_name(record.dataset)}, by allocator, within the search's "
+        "budget, and their mean. The published mean bits are those of another network."
     )
     return Product(data, _search_cells(record), caption, figure=bits_figure(data))
 
@@ -121,11 +149,7 @@ def pareto(feed: Feed) -> Product | None:
     if record is None or not record.front:
         return None
     data = pareto_data(record)
-    caption = (
-        f"Validation loss against cost of {len(data)} allocations on {record.dataset}, one training seed; filled: "
-        f"those that no other beats in both. {SHORT}"
-    )
-    return Product(data, _search_cells(record), caption, figure=pareto_figure(data))
+    return Product(data, _search_cells(record), pareto_caption(record, data), figure=pareto_figure(data))
 
 
 def _search_cells(record: SearchRecord) -> Cells:
@@ -167,7 +191,7 @@ def _measured(feed: Feed) -> tuple[pd.Series[Any], Arrays] | None:
 
 
 def _of_run(run: pd.Series[Any]) -> str:
-    return f"Of `{run['variant']}` ({run['label']}, seed {run['seed']}) on {run['dataset']}, n = 1 run."
+    return f"Of `{run['variant']}` ({run['label']}, seed {run['seed']}) on {dataset_name(run['dataset'])}, n = 1 run."
 
 
 def _cell_of(run: pd.Series[Any]) -> Cells:
@@ -183,7 +207,8 @@ def _by_role(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
     data = by_role_data(arrays, _middle(arrays))
     text = (
         f"Tokens that enter the block linears of block {_middle(arrays)}, each divided by its own standard deviation, "
-        "over all timesteps: densities with the quantizer's levels, and quantiles against the normal's."
+        f"over all timesteps, {tokens_text(tokens_by_role(arrays, _middle(arrays)))} a layer: densities with the "
+        "quantizer's levels, and quantiles against the normal's."
     )
     return panels_figure(data), data, text
 
@@ -192,7 +217,7 @@ def _by_timestep(arrays: Arrays) -> tuple[Figure, pd.DataFrame, str]:
     data = by_timestep_data(arrays, SHOWN_ROLE, _middle(arrays))
     text = (
         f"Tokens that enter `{SHOWN_ROLE}` of block {_middle(arrays)}, each divided by its own standard deviation, at "
-        "little, middling and much noise."
+        f"little, middling and much noise: {tokens_text(tokens_by_timestep(arrays, SHOWN_ROLE, _middle(arrays)))} each."
     )
     return panels_figure(data), data, text
 

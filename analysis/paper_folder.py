@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,16 @@ from analysis.load import runs_frame
 from analysis.paper import ARTEFACTS, Artefact
 from analysis.product import Feed, Product
 from analysis.published import load_published, published, published_table
-from analysis.render import render
-from analysis.report_files import figure_section, table_links, write_figure, write_json, write_table, write_text
+from analysis.render import captioned, render
+from analysis.report_files import (
+    dataset_name,
+    figure_section,
+    table_links,
+    write_figure,
+    write_json,
+    write_table,
+    write_text,
+)
 from robuq.record.run_record import RunRecord
 from robuq.record.search_record import SearchRecord
 
@@ -102,7 +110,7 @@ def built_products(
                     Gap(artefact.id, f"{feed.name}: no recorded run has what it shows", command_of(artefact, feed.name))
                 )
             else:
-                products[_name(artefact, feed)] = (artefact, feed, product)
+                products[_name(artefact, feed)] = (artefact, feed, _titled(product, artefact, feed))
     return products, gaps
 
 
@@ -146,9 +154,23 @@ class _Feeds:
 
 
 def _name(artefact: Artefact, feed: Feed) -> str:
+    dataset = _dataset(feed)
+    return f"{artefact.id}_{dataset}" if dataset else artefact.id
+
+
+def _dataset(feed: Feed) -> str:
+    """Empty for what is computed."""
     if feed.search is not None:
-        return f"{artefact.id}_{feed.search.dataset}"
-    return f"{artefact.id}_{feed.runs['dataset'].iloc[0]}" if len(feed.runs) else artefact.id
+        return feed.search.dataset
+    return str(feed.runs["dataset"].iloc[0]) if len(feed.runs) else ""
+
+
+def _titled(product: Product, artefact: Artefact, feed: Feed) -> Product:
+    """Captions stand alone, away from the page's headings: they begin with what it is and on which data."""
+    dataset = _dataset(feed)
+    title = f"{artefact.title}, {dataset_name(dataset)}" if dataset else artefact.title
+    table = None if product.table is None else replace(product.table, title=title)
+    return replace(product, caption=captioned(title, product.caption), table=table)
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -165,7 +187,8 @@ def _write_published(artefact: Artefact, reference: pd.DataFrame, folder: Path) 
     files: list[Path] = []
     for name in artefact.published:
         data = published(name, reference)
-        files += write_table(published_table(data), data, folder, f"{name}_published")
+        title = f"{artefact.title}: published numbers"
+        files += write_table(published_table(data), data, folder, f"{name}_published", title=title)
     return files
 
 

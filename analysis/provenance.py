@@ -11,11 +11,22 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from analysis.methods import METHODS, method_name, short_name
+from analysis.paper import COMPONENTS
+from analysis.paper_figures import NAMES as FIGURE_NAMES
 from analysis.paper_folder import MANIFEST
+from analysis.tables import main, quantizers, warm_up
 from robuq.plain_json import read_mapping
 
 Config = Mapping[str, Any]
 FindConfig = Callable[[str, str], Config | None]  # (plan, key) -> resolved configuration, None: not at hand
+TABLE_NAMES: Mapping[str, Mapping[str, str]] = {  # artefact -> its own names of variants
+    "main_conditional": main.NAMES,
+    "main_unconditional": main.NAMES,
+    "components": COMPONENTS.names,
+    "quantizers": quantizers.NAMES,
+    "warm_up": warm_up.NAMES,
+}
 
 
 class _Cell(BaseModel):
@@ -59,7 +70,10 @@ class Provenance:
 
 
 def provenance(file: Path, row: str = "", column: str = "") -> Provenance:
-    """Of a whole file, or of the rows and columns whose names contain `row` and equal `column`.
+    """Of a whole file, or of the rows that are named `row` and their column `column`.
+
+    A row is named as in the manifest (`robuq W1.58A2`), by its variant alone or as the artefact shows it (`RobuQ with
+    AMPN, 1 to 4 bits`). Where no row has exactly this name, it is every row with these words in its name.
 
     Raises:
         ValueError: no manifest beside the file, a file that it does not name, or no such row or column.
@@ -67,7 +81,7 @@ def provenance(file: Path, row: str = "", column: str = "") -> Provenance:
     manifest = _manifest(file)
     name = _name_of(file, manifest)
     entry = manifest["artefacts"][name]
-    cells = [cell for cell in entry["cells"] if row.lower() in cell["row"].lower()]
+    cells = _rows_named(row, entry)
     if column:
         cells = [cell | {"columns": [column]} for cell in cells if column in cell["columns"]]
     if entry["cells"] and not cells:
@@ -80,6 +94,24 @@ def provenance(file: Path, row: str = "", column: str = "") -> Provenance:
     known = manifest["runs"].get(entry["from"], {})
     runs = {key: known[key] for key in keys if key in known}
     return Provenance(file.name, entry["id"], entry["from"], cells, runs)
+
+
+def _rows_named(wanted: str, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = [(cell, _names(cell["row"], entry["id"])) for cell in entry["cells"]]
+    exact = [cell for cell, own in names if wanted in own]
+    return exact or [cell for cell, own in names if any(wanted.lower() in name.lower() for name in own)]
+
+
+def _names(row: str, artefact: str) -> set[str]:
+    """All that a row is known by: of `variant label` each part's names, too."""
+    variant, _, label = row.partition(" ")
+    if variant not in METHODS:  # a claim: it is shown as it is in the manifest
+        return {row}
+    if artefact in TABLE_NAMES:
+        shown = {TABLE_NAMES[artefact].get(variant, method_name(variant))}
+    else:
+        shown = {FIGURE_NAMES.get(variant, short_name(variant)), short_name(variant)}
+    return {row, variant, *shown, *(f"{name} {label}".strip() for name in shown)}
 
 
 def _row_of(cell: Mapping[str, Any]) -> list[str]:

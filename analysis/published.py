@@ -23,6 +23,7 @@ SOURCES = {
     "G": "a public deployment repository by a co-author of follow-up work",
     "J": "the first author's comparison tables for the later paper JustQuant (arXiv 2609.33601)",
     "S": "read off the paper's figure 2, so approximate",
+    "Q": "QuEST's authors, in the code of their paper (arXiv 2502.05003), rounded to five decimals",
     "C": "computed here, and derived again by the tests",
 }
 TYPES = {

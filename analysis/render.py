@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -14,12 +15,10 @@ from analysis.stats import Estimate
 
 Format = Literal["markdown", "latex", "html"]
 MINUS, NONE = "−", "–"
+LETTERS = (("Δ", "Delta"), ("ρ", "rho"), ("σ", "sigma"), ("μ", "mu"))
+SIGNS = (("×", "times"), ("≤", "le"), ("≥", "ge"), ("↓", "downarrow"), ("↑", "uparrow"), ("→", "rightarrow"))
 LATEX = {
-    **{letter: rf"$\{name}$" for letter, name in (("Δ", "Delta"), ("ρ", "rho"), ("σ", "sigma"), ("μ", "mu"))},
-    **{
-        sign: rf"$\{name}$"
-        for sign, name in (("×", "times"), ("≤", "le"), ("≥", "ge"), ("↓", "downarrow"), ("↑", "uparrow"))
-    },
+    **{character: rf"$\{name}$" for character, name in (*LETTERS, *SIGNS, ("△", "triangle"))},
     MINUS: "$-$",
     NONE: "--",
 }
@@ -31,13 +30,24 @@ FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 @dataclass(frozen=True)
 class TextTable:
     """Cells as text with marks of the same shape (`best`, `second` or empty). A rule stands before each row of
-    `rules`. Columns whose name is in `words` are set to the left."""
+    `rules`. Columns whose name is in `words` are set to the left. The caption begins with the `title`; `label` is what
+    LaTeX refers to."""
 
     cells: pd.DataFrame
     marks: pd.DataFrame
     rules: tuple[int, ...] = ()
     words: tuple[str, ...] = ()
     caption: str = ""
+    title: str = ""
+    label: str = ""
+
+    @property
+    def full_caption(self) -> str:
+        return captioned(self.title, self.caption)
+
+
+def captioned(title: str, caption: str) -> str:
+    return f"{title}. {caption}" if title and caption else title or caption
 
 
 def number(value: float, digits: int) -> str:
@@ -104,7 +114,8 @@ def _latex(table: TextTable) -> str:
         styler.to_latex(
             hrules=True,
             column_format=columns,
-            caption=_tex(table.caption) or None,
+            caption=_tex(table.full_caption) or None,
+            label=table.label or None,
             environment="table*",
             position_float="centering",
         )
@@ -113,16 +124,30 @@ def _latex(table: TextTable) -> str:
         r"\begin{tabular}", f"\\footnotesize\n\\setlength{{\\tabcolsep}}{{3pt}}\n{FIT}\n\\begin{{tabular}}"
     )
     text = text.replace(r"\end{tabular}", "\\end{tabular}}")
-    text = re.sub(r" ± ([0-9.]+)", r" {\\scriptsize$\\pm$\1}", text).replace("±", r"$\pm$")
-    for character, command in LATEX.items():
-        text = text.replace(character, command)
-    return _with_midrules(text, table.rules)
+    return _with_midrules(_ascii(re.sub(r" ± ([0-9.]+)", r" {\\scriptsize$\\pm$\1}", text)), table.rules)
+
+
+def latex_figure(picture: Path, caption: str, label: str) -> str:
+    """A figure of one column that shows the file `picture`, which lies beside it. Needs the package graphicx."""
+    lines = [r"\begin{figure}", r"\centering", rf"\includegraphics[width=\columnwidth]{{{picture.name}}}"]
+    lines += [rf"\caption{{{_ascii(_tex(caption))}}}", rf"\label{{{label}}}", r"\end{figure}"]
+    return "\n".join(lines) + "\n"
 
 
 def _tex(text: str) -> str:
-    """Caption text; Styler escapes cells but not this."""
+    """Caption text, which is Markdown; Styler escapes cells but not this."""
+    text = re.sub(r"\[([^\]]+)\]\([^)]+\.\w+\)", r"\1", text)  # a link to a file of the report
     for character in "&%$#_{}":
         text = text.replace(character, "\\" + character)
+    text = re.sub(r"`([^`]*)`", r"\\texttt{\1}", text)
+    text = re.sub(r"(\d+)\^(\d+)", r"$\1^{\2}$", text)
+    return re.sub(r"([<>])", r"$\1$", text)
+
+
+def _ascii(text: str) -> str:
+    text = text.replace("±", r"$\pm$")
+    for character, command in LATEX.items():
+        text = text.replace(character, command)
     return text
 
 
@@ -144,5 +169,5 @@ def _html(table: TextTable) -> str:
     styler = table.cells.style.hide(axis="index").format(escape="html").set_table_styles(rules)  # type: ignore[arg-type]
     styler = styler.apply(lambda _: table.marks.map(lambda mark: props.get(mark, "")), axis=None)
     left: list[Hashable] = [name for name in table.cells.columns if name in table.words]
-    styler = styler.set_properties(subset=left, **{"text-align": "left"}).set_caption(table.caption)
+    styler = styler.set_properties(subset=left, **{"text-align": "left"}).set_caption(table.full_caption)
     return str(styler.to_html(table_uuid="table", cell_ids=False)) + "\n"

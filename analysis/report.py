@@ -18,6 +18,7 @@ from analysis.methods import SHORT, bits_group, bits_name, method_name
 from analysis.render import number
 from analysis.report_files import (
     Built,
+    dataset_name,
     figure_section,
     listed,
     table_links,
@@ -74,7 +75,9 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     one_protocol(finished(runs))
     data = components_data(runs, baseline)
-    files = write_table(components_table(data), data, folder, "components")
+    where = dataset_name(listed(finished(runs)["dataset"]))
+    headed = {"title": f"Components, {where}", "label": f"components_{plan}"}
+    files = write_table(components_table(data), data, folder, "components", **headed)
     shown = runs[runs["key"].isin(" ".join(data["keys"]).split())]  # not those of learning rates that lost
     figures = {
         "distributions": functools.partial(build_distributions, shown),
@@ -85,7 +88,8 @@ def write_report(
     for name, build in figures.items():
         if built := build(tracking_uri):
             captions[name] = built[2]
-            files += write_figure(built, folder, name)
+            headed = {"title": f"{name.capitalize()}, {where}", "label": f"{name}_{plan}"}
+            files += write_figure(built, folder, name, **headed)
     page = _page(plan, description, baseline, runs, data, captions)
     files.append(write_json(_manifest(plan, baseline, runs, data), folder / "manifest.json"))
     return [write_text(folder / "report.md", page), *files]

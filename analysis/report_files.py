@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.render import TextTable, render
+from analysis.render import TextTable, captioned, latex_figure, render
 from analysis.style import save_figure
 
+DATASETS = {"fashion_mnist": "Fashion-MNIST"}  # as readers know them
 Built = tuple[Figure, pd.DataFrame, str]  # a figure, the data for its CSV, its caption
 
 
@@ -29,8 +31,14 @@ def write_json(data: dict[str, Any], file: Path) -> Path:
     return write_text(file, json.dumps(data, indent=1) + "\n")
 
 
-def write_table(table: TextTable, data: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """`name.md`, `.tex`, `.html` of the text, `name.csv` of the numbers."""
+def write_table(
+    table: TextTable, data: pd.DataFrame, folder: Path, name: str, *, title: str = "", label: str = ""
+) -> list[Path]:
+    """`name.md`, `.tex`, `.html` of the text, `name.csv` of the numbers.
+
+    `title`: what the caption begins with; `label`: LaTeX's, after `tab:`, the name if there is none.
+    """
+    table = replace(table, title=title or table.title, label=f"tab:{label or name}")
     return [
         write_text(folder / f"{name}.md", render(table, "markdown")),
         write_text(folder / f"{name}.tex", render(table, "latex")),
@@ -39,20 +47,29 @@ def write_table(table: TextTable, data: pd.DataFrame, folder: Path, name: str) -
     ]
 
 
-def write_figure(built: Built, folder: Path, name: str) -> list[Path]:
-    """`name.pdf`, `name.png`, and `name.csv` of what they draw."""
-    figure, data, _ = built
-    return [*save_figure(figure, folder, name), write_csv(data, folder / f"{name}.csv")]
+def write_figure(built: Built, folder: Path, name: str, *, title: str = "", label: str = "") -> list[Path]:
+    """`name.pdf`, `name.png`, `name.tex` with the caption, and `name.csv` of what they draw.
+
+    `title`, `label`: as of `write_table`, after `fig:`.
+    """
+    figure, data, caption = built
+    pdf, png = save_figure(figure, folder, name)
+    text = latex_figure(pdf, captioned(title, caption), f"fig:{label or name}")
+    return [pdf, png, write_text(folder / f"{name}.tex", text), write_csv(data, folder / f"{name}.csv")]
 
 
 def figure_section(name: str, caption: str, title: str = "") -> list[str]:
     """The paragraphs of a page that show the figure `name`."""
-    links = f"[PDF]({name}.pdf), [data]({name}.csv)"
+    links = f"[PDF]({name}.pdf), [LaTeX]({name}.tex), [data]({name}.csv)"
     return [f"## {title or name.capitalize()}", f"![{name}]({name}.png)", f"{caption} {links}"]
 
 
 def table_links(name: str) -> str:
     return f"As [LaTeX]({name}.tex), [HTML]({name}.html), and [numbers]({name}.csv)."
+
+
+def dataset_name(dataset: str) -> str:
+    return DATASETS.get(dataset, dataset)
 
 
 def listed(values: pd.Series[Any]) -> str:

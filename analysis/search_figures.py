@@ -17,6 +17,7 @@ from analysis.evaluations import (
 from analysis.figures.bits import bits_data, bits_figure
 from analysis.figures.importance import RESAMPLES, SHOWN, importance_data, importance_figure, rungs_text
 from analysis.figures.search import (
+    beyond,
     history_data,
     history_figure,
     pareto_data,
@@ -24,7 +25,7 @@ from analysis.figures.search import (
     rung_name,
     rungs_figure,
 )
-from analysis.figures.sensitivity import sensitivity_data, sensitivity_figure
+from analysis.figures.sensitivity import drawn_text, sensitivity_data, sensitivity_figure
 from analysis.methods import WEIGHTINGS
 from analysis.render import number
 from analysis.report_files import Built
@@ -90,11 +91,17 @@ def _pareto(record: SearchRecord) -> Built | None:
     data = pareto_data(record)
     if len(record.search["objectives"]) < 2 or data.empty:
         return None
-    caption = (
-        f"Validation loss against cost of {len(data)} allocations; filled, and joined: the n = {data['front'].sum()} "
-        "that no other beats in both. One seed each."
+    return pareto_figure(data), data, pareto_caption(record, data)
+
+
+def pareto_caption(record: SearchRecord, data: pd.DataFrame) -> str:
+    steps = rung_steps(record)[-1]
+    return (
+        f"Validation loss {rung_name(steps) if steps else 'before any training'} against cost of n = {len(data)} "
+        f"allocations, one seed each; filled, and joined: the {data['front'].sum()} that no other beats in both; "
+        f"hollow: beaten{'; △ at the edge: above the panel' if beyond(data) else ''}. Known allocations have marks of "
+        "their own, beaten or not."
     )
-    return pareto_figure(data), data, caption
 
 
 def _importance(record: SearchRecord) -> Built | None:
@@ -107,7 +114,8 @@ def _importance(record: SearchRecord) -> Built | None:
     caption = (
         "How far each parameter of the space sets the best evaluations of a rung apart from all of them (PED-ANOVA, as "
         f"Optuna's dashboard has it), as shares that sum to 1. Lines: the middle 80 % over {RESAMPLES} resamples of "
-        "the evaluations; where they overlap, the order of two parameters may be luck. Only evaluations with "
+        "the evaluations; where they overlap, the order of two parameters may be luck. A resample repeats some "
+        "evaluations and lacks others, so a share of all may lie outside its line. Only evaluations with "
         f"parameters count: n = {rungs_text(data)}.{more}"
     )
     return importance_figure(data), data, caption
@@ -135,9 +143,9 @@ def _sensitivity(record: SearchRecord) -> Built | None:
     caption = (
         f"What it costs to give one layer so few bits while all others have {table.reference}, {before}: increase of "
         f"the diffusion loss (of {number(table.base_loss, 4)}), noise over signal of the layer's output, and the "
-        f"increase that gradients predict. n = {table.num_images} images. White: not above zero; a dot: not above two "
-        f"standard errors. Noise of the loss increase: Spearman's ρ between the two halves of the images is "
-        f"{number(noise['split_half_spearman'], 2)} over all layers and bits, "
+        f"increase that gradients predict. {drawn_text(data)} n = {table.num_images} images. White: not above zero; a "
+        "dot: not above two standard errors. Noise of the loss increase: Spearman's ρ between the two halves of the "
+        f"images is {number(noise['split_half_spearman'], 2)} over all layers and all bits measured, "
         f"{number(noise['split_half_spearman_within'], 2)} (median) among layers at one bit-width; the median standard "
         f"error is {number(100 * noise['median_relative_se'], 0)} % of the increase."
     )

@@ -25,6 +25,7 @@ from analysis.load import finished, one_protocol
 from analysis.methods import SAMPLERS, WEIGHTINGS, method_name
 from analysis.render import number, render, with_half_width
 from analysis.report_files import (
+    dataset_name,
     figure_section,
     listed,
     table_links,
@@ -44,6 +45,7 @@ from robuq.record.search_record import SearchRecord
 
 SEED = 0  # of the bootstrap
 SIGNIFICANT = 0.05
+PREDICTORS_TITLE = "Which cheap measure predicts the result after training"
 READING = """\
 - A search compares allocations by their **validation loss**, on images that are set aside for choosing. What it found
   is worth what the confirmation says: fresh seeds, full training, and **held-out loss**, the noise-prediction error
@@ -73,25 +75,33 @@ def write_search_report(record: SearchRecord, runs: pd.DataFrame, folder: Path) 
         ValueError: the confirmed runs have several protocols, or two of them are one allocation with one seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(SEED)
     confirmed = _confirmed(record, runs)
     pairs = rungs_data(record)
-    correlations = rung_correlations(pairs, rng)
+    correlations = rung_correlations(pairs, SEED)
     figures = search_figures(record, pairs, correlations)
-    files = [path for name, built in figures.items() for path in write_figure(built, folder, name)]
+    files: list[Path] = []
+    for name, built in figures.items():
+        files += write_figure(built, folder, name, **_headed(record, TITLES[name], name))
     files.append(write_csv(evaluations_data(record), folder / "evaluations.csv"))
     if len(correlations):
         files.append(write_csv(correlations, folder / "correlations.csv"))
-    predictors = predictors_data(record, rng)
+    predictors = predictors_data(record, SEED)
     if len(predictors):
-        files += write_table(predictors_table(predictors), predictors, folder, "predictors")
+        headed = _headed(record, PREDICTORS_TITLE, "predictors")
+        files += write_table(predictors_table(predictors), predictors, folder, "predictors", **headed)
     if len(confirmed):
         names = {SEARCH: allocation_name(record, SEARCH)}
-        files += write_table(allocations_table(confirmed, names), confirmed, folder, "allocations")
+        headed = _headed(record, "Confirmed runs", "allocations")
+        files += write_table(allocations_table(confirmed, names), confirmed, folder, "allocations", **headed)
     files.append(write_json(_manifest(record, runs, confirmed), folder / "manifest.json"))
     captions = {name: built[2] for name, built in figures.items()}
     page = _page(record, runs, confirmed, predictors, captions)
     return [write_text(folder / "report.md", page), *files]
+
+
+def _headed(record: SearchRecord, title: str, name: str) -> dict[str, str]:
+    """What a caption begins with, and a label that no other report has."""
+    return {"title": f"{title}, {dataset_name(record.dataset)}", "label": f"{name}_{record.name}"}
 
 
 def _confirmed(record: SearchRecord, runs: pd.DataFrame) -> pd.DataFrame:
@@ -287,8 +297,7 @@ def _confirmed_section(record: SearchRecord, runs: pd.DataFrame, confirmed: pd.D
 
 def _predictors_section(predictors: pd.DataFrame) -> list[str]:
     table = render(predictors_table(predictors), "markdown").strip()
-    title = "## Which cheap measure predicts the result after training"
-    return [title, table, PREDICTORS_CAPTION, table_links("predictors")]
+    return [f"## {PREDICTORS_TITLE}", table, PREDICTORS_CAPTION, table_links("predictors")]
 
 
 def _missing(record: SearchRecord, captions: Mapping[str, str]) -> str:

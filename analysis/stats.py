@@ -114,16 +114,6 @@ def hedges_correction(degrees: int) -> float:
     return math.exp(special.gammaln(degrees / 2) - special.gammaln((degrees - 1) / 2)) / math.sqrt(degrees / 2)
 
 
-def hedges_g(a: ArrayLike, b: ArrayLike) -> float:
-    """Effect size of two independent groups: mean difference over the pooled standard deviation, bias removed."""
-    x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
-    degrees = x.size + y.size - 2
-    if x.size < 2 or y.size < 2:
-        return math.nan
-    pooled = math.sqrt(((x.size - 1) * x.var(ddof=1) + (y.size - 1) * y.var(ddof=1)) / degrees)
-    return float((x.mean() - y.mean()) / pooled) * hedges_correction(degrees) if pooled > 0 else math.nan
-
-
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Holm's step-down adjusted p-values (n,), in the given order; NaN stays NaN and is not counted.
 
@@ -215,8 +205,9 @@ def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float,
 def rank_marks(series: dict[str, pd.Series[float]], lower_is_better: bool) -> dict[str, str]:
     """{name: "best" | "second" | ""} of rows with one value per seed each.
 
-    "best": the best mean, and whatever the paired interval cannot tell from it. "second": the best mean among the
-    rest. Without two shared seeds nothing can be told from the best: then nobody is marked.
+    "best": the best mean, and whatever the paired t-test cannot tell from it, after Holm's correction over the rows
+    that are compared with it. "second": the best mean among the rest. Without two shared seeds nothing can be told from
+    the best: then nobody is marked.
     """
     sign = 1.0 if lower_is_better else -1.0
     means = {name: sign * float(values.mean()) for name, values in series.items() if values.notna().any()}
@@ -228,7 +219,13 @@ def rank_marks(series: dict[str, pd.Series[float]], lower_is_better: bool) -> di
     differences = {name: paired_difference(series[name], series[best]) for name in order[1:]}
     if any(math.isnan(difference.half_width) for difference in differences.values()):
         return marks
-    shared = [name for name, difference in differences.items() if not difference.excludes_zero]
+    corrected = dict(zip(differences, holm([difference.p for difference in differences.values()]), strict=True))
+    shared = [name for name, difference in differences.items() if not _is_told(difference, corrected[name])]
     marks |= dict.fromkeys([best, *shared], "best")
     rest = [name for name in order[1:] if name not in shared]
     return marks | dict.fromkeys(rest[:1], "second")
+
+
+def _is_told(difference: PairedDifference, p: float) -> bool:
+    """`p`: after the correction. Where all seeds differ by the same there is no t: then the difference decides."""
+    return difference.excludes_zero if math.isnan(p) else p < 1 - CONFIDENCE

@@ -29,7 +29,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy import linalg, special
 
-from analysis.style import BLACK, BLUE, COLUMN_WIDTH, GREEN, GREY, ORANGE, PINK, styled
+from analysis.style import BLACK, BLUE, COLUMN_WIDTH, GREEN, GREY, ORANGE, PINK, RED, SKY, styled
 
 Values = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]  # of distributions.npz
@@ -87,7 +87,7 @@ NAMES = {
     "dominated": "one channel has half the energy",
 }
 LOOKS = {"student": (BLUE, "o"), "laplace": (ORANGE, "s"), "contaminated": (GREEN, "^"), "dominated": (PINK, "D")}
-ROLES = {"qkv": "x", "proj": "+", "fc1": "1", "fc2": "2"}
+ROLES = {"qkv": (BLACK, "x"), "proj": (RED, "+"), "fc1": (SKY, "o"), "fc2": (GREY, "^")}  # no colour of `LOOKS`
 
 
 def rotated(x: Values) -> Values:
@@ -223,7 +223,7 @@ def plot_rate(data: pd.DataFrame, measure: str, ax: Axes) -> None:
         ax.errorbar(part["width"][seen], sign * part["measured"][seen], interval[seen], label=NAMES[source], **look)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    ax.set_xticks(TICKS, [str(tick) for tick in TICKS])
+    ax.set_xticks(TICKS, [str(tick) for tick in TICKS], fontsize=6)
     ax.minorticks_off()
     ax.set_xlabel("token width n")
 
@@ -233,10 +233,11 @@ def plot_network(data: pd.DataFrame, ax: Axes) -> None:
     low = min(data["measured"].min(), data["expected"].min())
     ax.plot([low, 0], [low, 0], color=BLACK, lw=0.9, ls="--")
     ax.axhline(0, color=GREY, lw=0.7, ls=":")
-    for role, marker in ROLES.items():
+    for role, (color, marker) in ROLES.items():
         own = data[data["role"] == role]
         if len(own):
-            ax.plot(own["expected"], own["measured"], ls="", marker=marker, ms=3, mew=0.7, color=BLACK, label=role)
+            look: dict[str, Any] = {"marker": marker, "ms": 2.6, "mew": 0.6, "color": color, "mfc": "none"}
+            ax.plot(own["expected"], own["measured"], ls="", label=role, **look)
     ax.set_xlabel("expected $-2K/n$")
     ax.set_ylabel("excess kurtosis")
 

@@ -102,7 +102,7 @@ def layer_data(arrays: Arrays, role: str, block: int, bins: Iterable[int]) -> pd
     Raises:
         ValueError: there is no such layer.
     """
-    found = np.flatnonzero((arrays["role"] == role) & (arrays["block"] == block))
+    found = np.flatnonzero(_layers(arrays, role, block))
     if not len(found):
         roles, blocks = sorted(set(arrays["role"].tolist())), arrays["block"]
         raise ValueError(f"no {role!r} in block {block}: there are {', '.join(roles)} in {blocks.min()}-{blocks.max()}")
@@ -123,19 +123,38 @@ def layer_data(arrays: Arrays, role: str, block: int, bins: Iterable[int]) -> pd
 def by_role_data(arrays: Arrays, block: int) -> pd.DataFrame:
     """`layer_data` of each role of a block over all timesteps, one `panel` a role."""
     bins = range(arrays["histogram"].shape[1])
-    roles = [role for role in ROLES if ((arrays["role"] == role) & (arrays["block"] == block)).any()]
+    roles = [role for role in ROLES if _layers(arrays, role, block).any()]
     return pd.concat([layer_data(arrays, role, block, bins).assign(panel=role) for role in roles], ignore_index=True)
 
 
 def by_timestep_data(arrays: Arrays, role: str, block: int) -> pd.DataFrame:
     """`layer_data` of the bins of timesteps with the least, a middling and the most noise, one `panel` each."""
-    edges, count = arrays["timestep_edges"], arrays["histogram"].shape[1]
-    shown = sorted({0, count // 2, count - 1})
+    edges = arrays["timestep_edges"]
     parts = [
         layer_data(arrays, role, block, [place]).assign(panel=f"t = {edges[place]:g} to {edges[place + 1]:g}")
-        for place in shown
+        for place in _shown_bins(arrays)
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def tokens_by_role(arrays: Arrays, block: int) -> list[int]:
+    """How many tokens each panel of `by_role_data` has; before and after the rotation they are the same."""
+    return [int(count) for count in arrays["num_tokens"][arrays["block"] == block, :, 0].sum(1)]
+
+
+def tokens_by_timestep(arrays: Arrays, role: str, block: int) -> list[int]:
+    """Of each panel of `by_timestep_data`."""
+    return [int(count) for count in arrays["num_tokens"][_layers(arrays, role, block)][0, _shown_bins(arrays), 0]]
+
+
+def _layers(arrays: Arrays, role: str, block: int) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = (arrays["role"] == role) & (arrays["block"] == block)
+    return found
+
+
+def _shown_bins(arrays: Arrays) -> list[int]:
+    count = arrays["histogram"].shape[1]
+    return sorted({0, count // 2, count - 1})
 
 
 def _density(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,12 @@ def normality_data(arrays: Arrays) -> pd.DataFrame:
 
 def tokens_a_cell(data: pd.DataFrame) -> str:
     """`128 to 512 tokens`, for captions."""
-    low, high = int(data["tokens"].min()), int(data["tokens"].max())
+    return tokens_text(data["tokens"])
+
+
+def tokens_text(counts: Iterable[int]) -> str:
+    counts = [int(count) for count in counts]
+    low, high = min(counts), max(counts)
     return f"{low} tokens" if low == high else f"{low} to {high} tokens"
 
 
@@ -137,18 +142,21 @@ def depth_figure(data: pd.DataFrame) -> Figure:
 
 def token_spread_figure(data: pd.DataFrame, block: int) -> Figure:
     """A panel a role of one block: the excess kurtosis of single tokens over timesteps. `data`: `normality_data`."""
+    shown = data[data["block"] == block]
+    low, high = float(shown["kurtosis_10"].min()), float(shown["kurtosis_90"].max())
+    ticks = [tick for tick in symmetric_ticks(10 * high) if low - 0.5 < tick < 1.5 * high]
     with styled():
         figure, panels = _role_panels(data)
         for role, ax in panels.items():
-            part = data[(data["role"] == role) & (data["block"] == block)]
+            part = shown[shown["role"] == role]
             ax.axhline(0, color=GREY, ls=":", lw=0.9, label="normal")
             for state in STATES:
                 own = part[part["state"] == state]
                 middle = (own["first_timestep"] + own["end_timestep"]) / 2
                 _plot_band(ax, middle, own["kurtosis_50"], own["kurtosis_10"], own["kurtosis_90"], state)
             ax.set_yscale("symlog", linthresh=LINEAR)
-            low, high = float(part["kurtosis_10"].min()), float(part["kurtosis_90"].max())
-            ax.set_yticks([tick for tick in symmetric_ticks(10 * high) if low - 0.5 < tick < 1.5 * high])
+            ax.set_yticks(ticks)
+            ax.minorticks_off()
             ax.yaxis.set_major_formatter("{x:g}")
         _finish(figure, panels, "timestep", "excess kurtosis of a token")
     return figure

@@ -1,4 +1,4 @@
-"""Figure 2's twin: score against cost, one line a method, over images that the methods draw from the same noise."""
+"""Figure 2's twin: score against cost, one line a method, above images that the methods draw from the same noise."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures.labels import Label, place_labels
 from analysis.figures.samples import samples_data, tile
 from analysis.load import finished
 from analysis.methods import bits_group
 from analysis.stats import estimate_columns, mean_interval
-from analysis.style import BLACK, COLUMN_WIDTH, GREY, LOOKS, styled
+from analysis.style import BLACK, COLUMN_WIDTH, LIGHT, LOOKS, styled
 from robuq.config import BitAllocation, RunConfig
 from robuq.cost import layer_costs, paper_gflops
 from robuq.record.run_record import RunRecord
 
 SCORE = "classifier_score"
-SHOWN = ("full_precision", "bitnet_v2", "binarydm", "baseline", "robuq_uniform", "robuq")
-REFERENCE = "full_precision"
-IMAGES = 4  # rows of the grid
-DODGE = 0.012  # of the costs' range, between methods of one cost
-NEAR = 0.06  # of the costs' range: points of one width that are no farther apart have one label
-LABEL = (0.13, 0.095)  # of the panel, that a label takes
-AXES = {"gflops": r"$10^6$ FLOPs, as the paper draws", "bops": r"$10^9$ bit operations"}
+REFERENCE, OTHERS = "full_precision", ("bitnet_v2", "binarydm", "baseline", "robuq_uniform")
+AMPN = ("robuq_to_4", "robuq")  # the paper's widths, 1 to 4, or, where no such run is recorded, 1 to 8
+IMAGES = 3  # rows of the grid
+DODGE = 0.022  # of the costs' range, between methods of one cost
+NEAR = 0.01  # of the costs' range: points of one width that are no farther apart stand side by side
+PANEL, LEGEND = 1.5, 0.35  # inches
+AXES = {
+    "gflops": r"$10^6$ FLOPs of one image, as the paper draws",
+    "bops": r"$10^9$ bit operations of one image",
+}
 UNITS = {"gflops": 1e-3, "bops": 1e9}  # of the data in the axis' unit
+
+
+def shown_variants(runs: pd.DataFrame) -> tuple[str, ...]:
+    """Full precision, other methods, RobuQ, and one row with AMPN."""
+    recorded = set(finished(runs)["variant"])
+    return (REFERENCE, *OTHERS, next((name for name in AMPN if name in recorded), AMPN[0]))
 
 
 def score_cost_data(runs: pd.DataFrame, full_record: Callable[[str], RunRecord]) -> pd.DataFrame:
@@ -38,10 +48,9 @@ def score_cost_data(runs: pd.DataFrame, full_record: Callable[[str], RunRecord])
 
     `full_record` gives the whole record of a run's key.
     """
-    done = finished(runs)
-    done = done[done["variant"].isin(SHOWN)].assign(bits=lambda rows: rows["act_bits"].map(bits_group))
+    done = finished(runs).assign(bits=lambda rows: rows["act_bits"].map(bits_group))
     rows = []
-    for name in (name for name in SHOWN if name in set(done["variant"])):
+    for name in (name for name in shown_variants(runs) if name in set(done["variant"])):
         own = done[done["variant"] == name]
         for bits, part in own.groupby("bits", dropna=False):
             gflops = [drawn_gflops(full_record(key)) for key in part["key"]]
@@ -61,49 +70,45 @@ def drawn_gflops(record: RunRecord) -> float:
         return math.nan
 
 
-def plot_score_cost(data: pd.DataFrame, cost: str, ax: Axes, names: Mapping[str, str]) -> None:
-    """Lines over the widths; full precision, far to the right, is a level. Methods of equal cost stand side by side."""
-    points = data[(data["variant"] != REFERENCE) & data[cost].notna()]
-    shown = [name for name in SHOWN if name in set(points["variant"])]
-    gap = DODGE * float(np.ptp(points[cost])) / UNITS[cost] if len(points) else 0.0
-    for place, name in enumerate(shown):
-        part, look = points[points["variant"] == name].sort_values(cost), LOOKS[name]
-        x = part[cost].to_numpy() / UNITS[cost] + gap * (place - (len(shown) - 1) / 2)
-        reach = (part[f"{SCORE}_high"] - part[f"{SCORE}_low"]).fillna(0).to_numpy() / 2
+def placed(data: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The points that have this cost, with `x`, in the axis' unit, and `group`, a number that points of one width and
+    nearly one cost share: these are set side by side."""
+    points = data[(data["variant"] != REFERENCE) & data[cost].notna()].sort_values(["bits", cost], kind="stable")
+    span = float(np.ptp(points[cost])) if len(points) else 0.0
+    apart = (points[cost].diff() > NEAR * span) | (points["bits"].diff() != 0)
+    points = points.assign(group=apart.cumsum()).sort_index()
+    rank, count = points.groupby("group").cumcount(), points["group"].map(points["group"].value_counts())
+    return points.assign(x=(points[cost] + DODGE * span * (rank - (count - 1) / 2)) / UNITS[cost])
+
+
+def plot_score_cost(points: pd.DataFrame, reference: pd.DataFrame, ax: Axes, names: Mapping[str, str]) -> None:
+    """Lines over the widths of `placed`; full precision, far to the right, is a level with its interval as a band."""
+    for name in points["variant"].drop_duplicates():
+        part, look = points[points["variant"] == name].sort_values("x"), LOOKS[name]
+        reach = part[f"{SCORE}_high"].fillna(part[SCORE]) - part[SCORE]
         drawn: dict[str, Any] = {"color": look.color, "ls": look.linestyle, "marker": look.marker}
-        ax.errorbar(x, part[SCORE], yerr=reach, capsize=1.5, elinewidth=0.6, label=names.get(name, name), **drawn)
-    reference = data.loc[data["variant"] == REFERENCE, SCORE]
-    if len(reference):
-        ax.axhline(float(reference.iloc[0]), color=BLACK, lw=0.8, label=names.get(REFERENCE, REFERENCE), zorder=0)
-    ax.set_xlabel(AXES[cost])
-    ax.margins(x=0.12, y=0.2)
+        ax.errorbar(
+            part["x"], part[SCORE], yerr=reach, capsize=1.5, elinewidth=0.6, label=names.get(name, name), **drawn
+        )
+    for _, row in reference.iterrows():
+        ax.axhline(row[SCORE], color=BLACK, lw=0.8, label=names.get(REFERENCE, REFERENCE), zorder=0)
+        if not math.isnan(row[f"{SCORE}_low"]):
+            ax.axhspan(row[f"{SCORE}_low"], row[f"{SCORE}_high"], color=LIGHT, alpha=0.4, lw=0, zorder=-1)
+    ax.margins(x=0.08, y=0.12)
 
 
-def name_widths(data: pd.DataFrame, cost: str, ax: Axes) -> float:
-    """`A2` once above all points of one width and nearly one cost; what would touch another label stands above it, and
-    a line leads down to its points. After everything is drawn, because it is placed by the panel's limits.
+def name_widths(points: pd.DataFrame, reference: pd.DataFrame, ax: Axes) -> None:
+    """`A2` beside each method's points, once for those that stand side by side. After the layout, on which it rests."""
+    labels = [_label(part) for _, part in points.groupby("group")]
+    lines = [part.sort_values("x")[["x", SCORE]].to_numpy(np.float64) for _, part in points.groupby("variant")]
+    levels = reference[[SCORE, f"{SCORE}_low", f"{SCORE}_high"]].to_numpy(np.float64).ravel()
+    place_labels(ax, labels, lines + [np.array([[x, y] for x in ax.get_xlim()]) for y in levels if not math.isnan(y)])
 
-    Returns the upper end of the highest label, as a score.
-    """
-    points = data[(data["variant"] != REFERENCE) & data[cost].notna()]
-    ax.autoscale_view()
-    top = points[[SCORE, f"{SCORE}_high"]].max(axis=1)
-    steps = (points[cost] / float(np.ptp(points[cost]) or 1) / NEAR).round()
-    inside = ax.transData + ax.transAxes.inverted()  # the panel is one wide and one high
-    taken: list[tuple[float, float]] = []
-    for (bits, _), part in points.assign(top=top).groupby(["bits", steps]):
-        below = (float(part[cost].mean()) / UNITS[cost], float(part["top"].max()))
-        x, start = inside.transform(below)
-        y = start
-        while any(abs(x - other) < LABEL[0] and abs(y - at) < LABEL[1] for other, at in taken):
-            y += LABEL[1] / 2
-        taken.append((x, y))
-        right, up = inside.inverted().transform((x, y))
-        if y > start:
-            ax.plot([below[0], right], [below[1], up], color=GREY, lw=0.4, zorder=0)
-        ax.annotate(f"A{bits:g}", (right, up), (0, 2), textcoords="offset points", ha="center", fontsize=6)
-    highest = max((y for _, y in taken), default=0.0) + LABEL[1]
-    return float(inside.inverted().transform((0, highest))[1])
+
+def _label(part: pd.DataFrame) -> Label:
+    low, high = (part[f"{SCORE}_{end}"].fillna(part[SCORE]).to_numpy(np.float64) for end in ("low", "high"))
+    color = LOOKS[str(part["variant"].iloc[0])].color if len(part) == 1 else BLACK
+    return Label(f"A{part['bits'].iloc[0]:g}", part[["x", SCORE]].to_numpy(np.float64), low, high, color)
 
 
 def plot_columns(samples: pd.DataFrame, ax: Axes, names: Mapping[str, str]) -> None:
@@ -124,30 +129,34 @@ def plot_columns(samples: pd.DataFrame, ax: Axes, names: Mapping[str, str]) -> N
 
 def _two_lines(name: str) -> str:
     """All names are two lines high, so that their first lines are level."""
-    return name.replace(" ", "\n", 1) if " " in name else f"{name}\n "
+    for end in (" ", "-"):
+        if end in name:
+            return name.replace(end, f"{end.strip()}\n", 1)
+    return f"{name}\n "
 
 
 def score_cost_figure(data: pd.DataFrame, samples: pd.DataFrame, names: Mapping[str, str]) -> Figure:
-    """Two panels of one score over two costs, and the grid below; without samples the panels alone."""
+    """Two panels, one above the other, of one score over two costs, and the grid below; without samples the panels
+    alone."""
     with styled():
         grid = 0.0 if samples.empty else _grid_height(samples)
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.1 + grid))
-        parts = (
-            [figure]
-            if samples.empty
-            else list(np.ravel(np.asarray(figure.subfigures(2, 1, height_ratios=[2.1, grid]))))
-        )
-        upper = parts[0]
-        left, right = upper.subplots(1, 2, sharey=True)
-        plot_score_cost(data, "gflops", left, names)
-        plot_score_cost(data, "bops", right, names)
-        highest = max(name_widths(data, cost, ax) for cost, ax in (("gflops", left), ("bops", right)))
-        left.set_ylim(top=max(highest, left.get_ylim()[1]))
-        left.set_ylabel("classifier score")
-        handles, labels = right.get_legend_handles_labels()
+        heights = [2 * PANEL + LEGEND, *([grid] if grid else [])]
+        figure = Figure(figsize=(COLUMN_WIDTH, sum(heights)))
+        upper, *lower = np.ravel(np.asarray(figure.subfigures(len(heights), 1, height_ratios=heights)))
+        axes = upper.subplots(2, 1, sharey=True)
+        reference = data[data["variant"] == REFERENCE]
+        points = {cost: placed(data, cost) for cost in AXES}
+        for ax, cost in zip(axes, AXES, strict=True):
+            plot_score_cost(points[cost], reference, ax, names)
+            ax.set_xlabel(AXES[cost])
+        upper.supylabel("classifier score", fontsize=8)
+        handles, labels = axes[1].get_legend_handles_labels()
         upper.legend(handles, labels, loc="outside upper center", ncols=3, columnspacing=0.8, handlelength=1.8)
-        if len(parts) > 1:
-            plot_columns(samples, parts[1].subplots(), names)
+        for below in lower:
+            plot_columns(samples, below.subplots(), names)
+        figure.draw_without_rendering()
+        for ax, cost in zip(axes, AXES, strict=True):
+            name_widths(points[cost], reference, ax)
     return figure
 
 
@@ -160,10 +169,11 @@ def _grid_height(samples: pd.DataFrame) -> float:
 
 def grid_data(runs: pd.DataFrame, open_file: Callable[[str], Path]) -> pd.DataFrame:
     """`samples_data` of the shown methods at the fewest bits that most of them have, full precision first."""
-    own = runs[runs["variant"].isin(SHOWN)]
+    shown = shown_variants(runs)
+    own = runs[runs["variant"].isin(shown)]
     widths = own["act_bits"].map(bits_group)
     data = samples_data(own[widths.isna() | (widths == widths.min())], open_file)
-    return data.sort_values("variant", key=lambda names: names.map(SHOWN.index), kind="stable") if len(data) else data
+    return data.sort_values("variant", key=lambda names: names.map(shown.index), kind="stable") if len(data) else data
 
 
 def csv_of(data: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:

@@ -183,10 +183,19 @@ def plot_pareto(data: pd.DataFrame, ax: Axes) -> None:
     bops = r"$10^9$ bit operations per image"
     ax.set_xlabel(bops if unit == "bops" else f"mean activation bits by {WEIGHTINGS[unit]}")
     ax.set_ylabel(LOSS)
-    low, high = _limits(data["value"], data["front"] | (data["names"] != ""))
+    low, high = _pareto_limits(data)
     above = data[data["value"] > high]
     ax.plot(above["cost"], np.full(len(above), 0.98), "^", transform=ax.get_xaxis_transform(), **EDGE)
     ax.set_ylim(low, high)
+
+
+def _pareto_limits(data: pd.DataFrame) -> tuple[float, float]:
+    return _limits(data["value"], data["front"] | (data["names"] != ""))
+
+
+def beyond(data: pd.DataFrame) -> bool:
+    """Whether a value lies above the panel of the front."""
+    return bool((data["value"] > _pareto_limits(data)[1]).any())
 
 
 def pareto_figure(data: pd.DataFrame) -> Figure:
@@ -194,7 +203,10 @@ def pareto_figure(data: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(COLUMN_WIDTH, 2.5))
         ax = figure.subplots()
         plot_pareto(data, ax)
-        handles = [Line2D([], [], color=SEARCH.color, marker="o", mfc=SEARCH.color, mec=BLACK, ms=3.2, label="front")]
+        dot: dict[str, Any] = {"marker": "o", "mec": BLACK, "mew": 0.5, "ms": 3.2}
+        handles = [Line2D([], [], color=SEARCH.color, mfc=SEARCH.color, label="front", **dot)]
+        if (~data["front"] & data["names"].isin(("", "search"))).any():
+            handles.append(Line2D([], [], ls="", mfc="none", label="beaten", **dot))
         names = [in_order(names.split()) for names in data["names"].unique() if names not in ("", "search")]
         shown = {group[0]: ", ".join(short_name(n) for n in group if n != "search") for group in names}
         handles += [_mark(LOOKS[name], shown[name]) for name in in_order(shown)]
@@ -210,11 +222,14 @@ def rungs_data(record: SearchRecord) -> pd.DataFrame:
     return rung_pairs(record)
 
 
-def rung_correlations(pairs: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """One row a cheap rung: low, high (steps), spearman, spearman_low, spearman_high (95 % bootstrap), n."""
+def rung_correlations(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """One row a cheap rung: low, high (steps), spearman, spearman_low, spearman_high (95 % bootstrap), n.
+
+    `seed` of each row's resamples: equal pairs have one interval wherever it is shown.
+    """
     rows = []
     for (low, high), part in pairs.groupby(["low", "high"]):
-        found = rank_correlation(part["x"], part["y"], rng)
+        found = rank_correlation(part["x"], part["y"], np.random.default_rng(seed))
         bounds = {"spearman": found.mean, "spearman_low": found.low, "spearman_high": found.high, "n": found.n}
         rows.append({"low": low, "high": high, **bounds})
     return pd.DataFrame(rows, columns=["low", "high", "spearman", "spearman_low", "spearman_high", "n"])
@@ -260,10 +275,11 @@ def rungs_figure(data: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
                 ax.set_xlabel(_axis(int(found["low"])))
                 ax.set_title(_correlation(found), loc="left")
         figure.supylabel(f"loss after {data['high'].iloc[0]} steps (MSE per pixel)", fontsize=8)
-        names = in_order(in_order(names.split())[0] for names in data["names"].unique() if names)
+        groups_of = [in_order(names.split()) for names in data["names"].unique() if names]
+        shown = {group[0]: ", ".join(short_name(name) for name in group) for group in groups_of}
         dot = Line2D([], [], ls="", marker="o", mfc=GREY, mec=BLACK, mew=0.4, ms=3, label="proposal")
         handles = [dot] if (data["names"] == "").any() else []
-        handles += [_mark(LOOKS[name], short_name(name)) for name in names]
+        handles += [_mark(LOOKS[name], shown[name]) for name in in_order(shown)]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, columnspacing=1.0)
     return figure
 

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from analysis.figures.bits import WIDE, label_blocks
-from analysis.style import COLUMN_WIDTH, DARK, styled
+from analysis.style import BLACK, COLUMN_WIDTH, DARK, styled
 from robuq.ampn.table import SensitivityTable
 from robuq.config import BLOCK_ROLES
 
@@ -24,27 +24,48 @@ MEASURES = {  # column -> (title, unit)
     "output_error": ("output error", "noise / signal"),
     "second_order": ("second order", "MSE per pixel"),
 }
-SHOWN = 4  # bits; wider layers lose next to nothing
+SHOWN = 4  # bits that are drawn; wider layers lose next to nothing
 DECADES = 4.0  # that the colours span
 ERRORS = 2.0  # standard errors below which an increase is marked as noise
 ROW = 0.105  # inches
+DOT: dict[str, Any] = {"ls": "", "marker": "o", "ms": 2.2, "mfc": "white", "mec": BLACK, "mew": 0.4}  # on any blue
 
 
 def sensitivity_data(table: SensitivityTable, bits: Sequence[int] | None = None) -> pd.DataFrame:
     """Columns `block`, `role`, `bits`, `loss`, `loss_se`, `output_error`, `sqnr_db`, `second_order`, `above_noise`
     (the loss increase exceeds two standard errors).
 
-    `bits`: which candidates; those up to four bits, or all if there are none.
+    `bits`: which candidates, all of them unless told.
 
     Raises:
         ValueError: `bits` are no candidates.
     """
-    chosen = [b for b in table.candidates if b <= SHOWN] or list(table.candidates) if bits is None else list(bits)
+    chosen = list(table.candidates if bits is None else bits)
     if unknown := sorted(set(chosen) - set(table.candidates)):
         raise ValueError(f"no sensitivity for {unknown[0]} bits: candidates are {list(table.candidates)}")
     data = pd.DataFrame(table.rows())
     data = data[data["bits"].isin(chosen)].reset_index(drop=True)
     return data.assign(above_noise=data["loss"] > ERRORS * data["loss_se"])
+
+
+def drawn_bits(data: pd.DataFrame) -> list[int]:
+    """The widths up to four bits, or all if there are none."""
+    widths = sorted(int(width) for width in data["bits"].unique())
+    return [width for width in widths if width <= SHOWN] or widths
+
+
+def drawn_text(data: pd.DataFrame) -> str:
+    """Which widths are drawn, for captions: `Drawn: 1 to 4 bits; 5 to 8 were measured, too, and are in the data.`"""
+    drawn = drawn_bits(data)
+    rest = sorted(int(width) for width in set(data["bits"]) - set(drawn))
+    more = f"; {_span(rest)} {'were' if len(rest) > 1 else 'was'} measured, too, and in the data" if rest else ""
+    return f"Drawn: {_span(drawn)} bits{more}."
+
+
+def _span(widths: Sequence[int]) -> str:
+    """`1 to 4`, or `1, 2, 4` where one is left out between them."""
+    whole = len(widths) > 2 and widths[-1] - widths[0] == len(widths) - 1
+    return f"{widths[0]} to {widths[-1]}" if whole else ", ".join(map(str, widths))
 
 
 def plot_sensitivity(data: pd.DataFrame, measure: str, ax: Axes) -> LogNorm:
@@ -62,13 +83,13 @@ def plot_sensitivity(data: pd.DataFrame, measure: str, ax: Axes) -> LogNorm:
         norm=norm,
         vmin=norm.vmin,  # else taken from the values, of which there may be none
         vmax=norm.vmax,
-        annot=_dots(data, order) if measure == "loss" else None,
-        fmt="",
-        annot_kws={"fontsize": 6},
         cbar=False,
         linewidths=0.15 if deep else 0.4,
         linecolor="white",
     )
+    if measure == "loss":
+        rows, columns = np.nonzero(_is_noise(data, order).to_numpy())
+        ax.plot(columns + 0.5, rows + 0.5, **DOT)
     for place in range(len(widths) + 1):
         ax.axhline(place * len(roles), color=DARK, lw=0.5)
     for place, width in enumerate(widths):
@@ -85,7 +106,8 @@ def plot_sensitivity(data: pd.DataFrame, measure: str, ax: Axes) -> LogNorm:
 
 
 def sensitivity_figure(data: pd.DataFrame) -> Figure:
-    """Panels side by side, or below one another for deep networks."""
+    """Panels side by side, or below one another for deep networks, of the widths of `drawn_bits`."""
+    data = data[data["bits"].isin(drawn_bits(data))]
     blocks, widths = data["block"].nunique(), sorted(data["bits"].unique())
     deep = blocks > WIDE
     rows = len(widths) * data["role"].nunique()
@@ -122,11 +144,10 @@ def _norm(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> LogNorm:
     return LogNorm(low, high)
 
 
-def _dots(data: pd.DataFrame, order: pd.MultiIndex) -> pd.DataFrame:
-    """A dot in every cell whose increase is above zero, but not above its noise."""
-    noisy = (data["loss"] > 0) & ~data["above_noise"]
-    marked = data.assign(dot=np.where(noisy, "·", ""))
-    return marked.pivot(index=["bits", "role"], columns="block", values="dot").reindex(order)
+def _is_noise(data: pd.DataFrame, order: pd.MultiIndex) -> pd.DataFrame:
+    """Cells whose increase is above zero, but not above its noise."""
+    marked = data.assign(noise=(data["loss"] > 0) & ~data["above_noise"])
+    return marked.pivot(index=["bits", "role"], columns="block", values="noise").reindex(order)
 
 
 def _add_scale(figure: Figure, ax: Axes, norm: LogNorm, unit: str, deep: bool) -> None:

@@ -27,12 +27,12 @@ BASES = {"uniform": "Δ to uniform", "exact": "Δ to exact"}  # columns of the t
 LONGER = "exact_longer"  # trained for as many steps more as the search took: compared with the search, not ranked
 EQUAL_COMPUTE = ("search", LONGER)
 CAPTION = (
-    "Bits of the block linears' activations by allocation, trained alike. Bits: means weighted by MACs and by layers. "
-    "Means over n runs, ± half the width of the 95 % t interval. Δ: the row minus uniform, or minus exact, over shared "
-    "seeds, ± half the width of its paired 95 % t interval, with the p-value of the paired t-test after Holm's "
-    "correction over all differences of the metric. Best in bold with all that the paired interval cannot tell from "
-    "it, second underlined; what was trained longer is not ranked. FD is taken in the features of a small classifier "
-    "of this data set (it is no FID)."
+    "Bits of the block linears' activations by allocation, trained alike. Bits: means weighted by MACs and by "
+    "layers. Means over n runs, ± half the width of the 95 % t interval. Δ: the row minus uniform, or minus exact, "
+    "over shared seeds, ± half the width of its paired 95 % t interval, with the p-value of the paired t-test after "
+    "Holm's correction over all differences of the metric. Best in bold with all that a paired t-test, "
+    "Holm-corrected, cannot tell from it, second underlined; what was trained longer is not ranked. FD is taken in "
+    "the features of a small classifier of this data set (it is no FID)."
 )
 Cells = dict[str, pd.DataFrame]
 

@@ -56,6 +56,7 @@ def _at(bits: float) -> str:
 
 # --- the claims, by the plan that answers them ----------------------------------------------------------------------
 
+BEATEN = "RobuQ beats its baseline"
 ROTATION = "Rotation helps more, the fewer the bits"
 NEEDED = "RobustQuantizer helps with the rotation"
 WEIGHTS = "Part of the rotation's gain is the weights'"
@@ -65,24 +66,37 @@ WARM_UP = "Measure the sensitivity after a warm-up"
 
 
 def components_claims() -> list[Contrast]:
-    rotation = minus(ROTATION, "rotation under min-max", "baseline", "minmax_low_rank", (4, 3, 2))
+    rotation = minus(ROTATION, "rotation, under min-max with low rank", "baseline", "minmax_low_rank", (4, 3, 2))
     robust = minus(NEEDED, "instead of min-max, with rotation", "robuq_uniform", "baseline", (4, 3, 2))
     without = minus(NEEDED, "instead of min-max, without rotation", "robust_no_rotation", "minmax_low_rank", (2,))
-    weights = minus(WEIGHTS, "rotation, activations not quantized", "ternary_rotation", "ternary_only", (FULL,))
-    both = minus(WEIGHTS, "rotation under min-max", "minmax_rotation", "minmax", (2,))
+    plain = minus(WEIGHTS, "rotation, activations not quantized", "ternary_rotation", "ternary_only", (FULL,))
+    both = minus(WEIGHTS, "rotation, under min-max", "minmax_rotation", "minmax", (2,))
+    both_branched = minus(WEIGHTS, "", "baseline", "minmax_low_rank", (2,))  # listed as a rotation's already
+    branched = minus(
+        WEIGHTS,
+        "rotation, activations not quantized, with low rank",
+        "ternary_low_rank_rotation",
+        "ternary_low_rank",
+        (FULL,),
+    )
     return [
         *rotation,
         change(rotation[2], rotation[0], "at 2 bits more than at 4"),
         *robust,
         *without,
         change(robust[2], without[0], "with rotation more than without, 2 bits"),
-        *weights,
+        *plain,
         *both,
-        change(both[0], weights[0], "what is left for activations, 2 bits"),
+        change(both[0], plain[0], "what is left for activations, 2 bits"),
+        *branched,
+        change(both_branched[0], branched[0], "what is left for activations with low rank, 2 bits"),
         *minus(BRANCH, "under min-max", "minmax_low_rank", "minmax", (4, 3, 2)),
         *minus(BRANCH, "under min-max with rotation", "baseline", "minmax_rotation", (2,)),
         *minus(BRANCH, "in BitNet v2", "bitnet_v2_low_rank", "bitnet_v2", (4, 3, 2)),
-        *minus(BRANCH, "activations not quantized", "ternary_low_rank_rotation", "ternary_rotation", (FULL,)),
+        *minus(BRANCH, "activations not quantized", "ternary_low_rank", "ternary_only", (FULL,)),
+        *minus(
+            BRANCH, "activations not quantized, with rotation", "ternary_low_rank_rotation", "ternary_rotation", (FULL,)
+        ),
     ]
 
 
@@ -103,9 +117,10 @@ def quantizers_claims() -> list[Contrast]:
 
 def main_claims() -> list[Contrast]:
     return [
-        *minus("RobuQ beats its baseline", "with AMPN", "robuq", "baseline", (4, 3, 2)),
-        *minus("RobuQ beats its baseline", "without AMPN", "robuq_uniform", "baseline", (4, 3, 2)),
-        *minus(AMPN, "instead of one width", "robuq", "robuq_uniform", (4, 3, 2)),
+        *minus(BEATEN, "without AMPN", "robuq_uniform", "baseline", (4, 3, 2)),
+        *minus(BEATEN, "with AMPN, 1 to 4 bits", "robuq_to_4", "baseline", (3, 2)),
+        *minus(AMPN, "1 to 4 bits instead of one width", "robuq_to_4", "robuq_uniform", (3, 2)),
+        *minus(AMPN, "1 to 8 bits instead of one width", "robuq", "robuq_uniform", (4, 3)),  # at 2 bits: the same bits
     ]
 
 

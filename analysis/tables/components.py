@@ -24,8 +24,8 @@ CAPTION = (
     "Means over n runs, ± half the width of the 95 % t interval. Δ: held-out loss minus that of the baseline of the "
     "same activation width over shared seeds, ± half the width of its paired 95 % t interval. FD, precision, recall "
     "and score are taken in the features of a small classifier of this data set (FD is no FID). Per width, best in "
-    "bold with all that the paired interval cannot tell from it, second underlined; rows with full-precision "
-    "activations are not ranked. Robust: RobustQuantizer."
+    "bold with all that a paired t-test, Holm-corrected, cannot tell from it, second underlined; rows with "
+    "full-precision activations are not ranked. Robust: RobustQuantizer."
 )
 
 

@@ -29,8 +29,8 @@ CAPTION = (
 )
 
 
-def predictors_data(record: SearchRecord, rng: np.random.Generator) -> pd.DataFrame:
-    """One row a predictor, numbers only.
+def predictors_data(record: SearchRecord, seed: int) -> pd.DataFrame:
+    """One row a predictor, numbers only. `seed` of the resamples, anew for each: see `rung_correlations`.
 
     Columns: measure, reference (bits; NaN: none), warm_up_steps, spearman, spearman_low, spearman_high, spearman_n,
     interval (`bootstrap`, or `Bonett-Wright` where no predictions are recorded), searched, mark.
@@ -42,16 +42,16 @@ def predictors_data(record: SearchRecord, rng: np.random.Generator) -> pd.DataFr
         if known is None:
             found = rank_interval(math.nan if predictor.spearman is None else predictor.spearman, predictor.n)
         else:
-            found = rank_correlation(known, last, rng)
+            found = rank_correlation(known, last, np.random.default_rng(seed))
         own = {"reference": float(predictor.reference), "warm_up_steps": float(predictor.warm_up_steps)}
         rows.append(_row(predictor.measure, own, found, known is not None, predictor.searched))
     if JOINT in scores:
         warm = record.sensitivity.get("warm_up_steps", math.nan)
         own = {"reference": math.nan, "warm_up_steps": float(warm)}
-        rows.append(_row(JOINT, own, rank_correlation(scores[JOINT], last, rng), True, False))
+        rows.append(_row(JOINT, own, rank_correlation(scores[JOINT], last, np.random.default_rng(seed)), True, False))
     data = pd.DataFrame(rows, columns=list(_row("", {"reference": 0.0, "warm_up_steps": 0.0}, _NO, True, False)))
     ids = [*(_id(predictor) for predictor in record.predictors), *([JOINT] if JOINT in scores else [])]
-    return data.assign(mark=_marks(ids, scores, last, rng))
+    return data.assign(mark=_marks(ids, scores, last, seed))
 
 
 def predictors_table(data: pd.DataFrame) -> TextTable:
@@ -103,19 +103,21 @@ def _scores(record: SearchRecord) -> dict[str, pd.Series[float]]:
     return scores
 
 
-def _marks(
-    ids: list[str], scores: dict[str, pd.Series[float]], last: pd.Series[float], rng: np.random.Generator
-) -> list[str]:
+def _marks(ids: list[str], scores: dict[str, pd.Series[float]], last: pd.Series[float], seed: int) -> list[str]:
     """`best`: the highest coefficient, and what the paired bootstrap of the difference cannot tell from it. Nobody is
     marked where a predictor has no values, or pairs are too few for an interval."""
     if len(ids) < 2 or any(name not in scores for name in ids):
         return [""] * len(ids)
-    rho = {name: rank_correlation(scores[name], last, rng, resamples=1).mean for name in ids}
+    rho = {name: rank_correlation(scores[name], last, np.random.default_rng(seed), resamples=1).mean for name in ids}
     known = [name for name in ids if not math.isnan(rho[name])]
     if not known:
         return [""] * len(ids)
     best = max(known, key=lambda name: rho[name])
-    lags = {name: rank_correlation_difference(scores[name], scores[best], last, rng) for name in known if name != best}
+    lags = {
+        name: rank_correlation_difference(scores[name], scores[best], last, np.random.default_rng(seed))
+        for name in known
+        if name != best
+    }
     if any(math.isnan(lag.low) for lag in lags.values()):
         return [""] * len(ids)
     shared = {best, *(name for name, lag in lags.items() if not lag.excludes_zero)}

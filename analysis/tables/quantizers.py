@@ -28,12 +28,12 @@ NAMES = {
 NORMAL_ERROR = "normal_mse"
 CAPTION = (
     "Every row has RobuQ's ternary weights, low-rank branch and rotation, and one activation width everywhere; only "
-    "the quantizer of activations differs. As coded: the mid-rise grid's step on the mid-tread grid. MSE: of the grid "
-    "alone on N(0, 1), in closed form, not measured. Means over n runs, ± half the width of the 95 % t interval. Δ: "
-    "held-out loss minus that of RobuQ's quantizer at the same width over shared seeds, ± half the width of its "
-    "paired 95 % t interval. Per width, best in bold with all that the paired interval cannot tell from it, second "
-    "underlined. FD, precision, recall and score are taken in the features of a small classifier of this data set (FD "
-    "is no FID)."
+    "the quantizer of activations differs. As coded: the mid-rise grid's step on the mid-tread grid. MSE: of the "
+    "grid alone on N(0, 1), in closed form, not measured. Means over n runs, ± half the width of the 95 % t "
+    "interval. Δ: held-out loss minus that of RobuQ's quantizer at the same width over shared seeds, ± half the "
+    "width of its paired 95 % t interval. Per width, best in bold with all that a paired t-test, Holm-corrected, "
+    "cannot tell from it, second underlined. FD, precision, recall and score are taken in the features of a small "
+    "classifier of this data set (FD is no FID)."
 )
 QUANTIZERS = Comparison(NAMES, "robuq_uniform", CAPTION, delta="Δ to RobuQ", extras={NORMAL_ERROR: Extra("MSE", 1, 4)})
 

@@ -54,7 +54,7 @@ def _record(plan: str, run: RunConfig, place: int, folder: Path) -> RunRecord:
         dataset=run.data.name,
         config=run.model_dump(mode="json"),
         stages={"qat": "0" * 16},
-        allocation=found_bits(run) if run.variant == "robuq" else {},
+        allocation=found_bits(run) if run.ampn else {},
         metrics=metrics,
         history=[{"step": float(s), "loss": level + 0.3 * float(np.exp(-s / 9))} for s in range(1, 40)],
         git={"commit": "c0ffee" + 34 * "0", "dirty": "false"},

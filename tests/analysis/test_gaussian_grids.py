@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 from analysis.gaussian_grids import grid_error, lloyd_max, mean_squared_error, mid_rise, mid_tread, optimal_step
 from analysis.published import published
-from robuq.quant.grids import gaussian_step, lloyd_max_levels
+from robuq.quant.grids import gaussian_step, levels
 
 NAMES = {"mid-rise": "mid_rise", "mid-tread": "mid_tread", "as coded": "as_coded", "Lloyd-Max": "lloyd_max"}
 NUMBERS = published("quantizers")
@@ -45,7 +45,7 @@ def test_steps_are_the_tables_and_the_quantizers(grid: str, bits: int, value: fl
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_lloyd_max_is_the_quantizers(bits: int) -> None:
-    assert lloyd_max(2**bits) == pytest.approx(lloyd_max_levels(bits).numpy(), abs=1e-5)
+    assert lloyd_max(2**bits) == pytest.approx(levels("lloyd_max", bits).numpy(), abs=1e-5)
 
 
 def test_no_uniform_grid_beats_lloyd_max_and_mid_rise_beats_mid_tread() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,18 +17,6 @@ from analysis.figures import convergence
 from analysis.paper import ARTEFACTS, paper_plans, paper_searches
 from analysis.paper_folder import Built, Recorded, build_all, gap_lines
 from analysis.provenance import flat, provenance, provenance_lines
-from analysis.published import load_published
-from analysis.render import render
-from analysis.side_by_side import (
-    NOT_HERE,
-    NOT_RUN,
-    OTHER_DATA,
-    OTHER_NETWORK,
-    SAME,
-    SAME_NETWORK,
-    side_by_side,
-    side_by_side_table,
-)
 from experiments.plan import packaged_plans
 from experiments.search_file import packaged_searches
 from robuq.record.run_record import RunRecord
@@ -101,9 +88,24 @@ def test_what_can_be_built_is_built_and_the_rest_is_listed_with_its_command(buil
 
 def test_every_product_has_all_its_forms(built: Built, folder: Path) -> None:
     for name, (artefact, _, _) in built.products.items():
-        forms = ("md", "tex", "html", "csv") if artefact.kind == "table" else ("pdf", "png", "csv")
+        forms = ("md", "tex", "html", "csv") if artefact.kind == "table" else ("pdf", "png", "tex", "csv")
         assert all((folder / f"{name}.{form}").is_file() for form in forms)
     assert {file.name for file in built.files} == {file.name for file in folder.iterdir()}
+
+
+def test_captions_say_what_and_of_which_data_and_labels_are_unique(built: Built, folder: Path) -> None:
+    labels = []
+    for name, (artefact, _, product) in built.products.items():
+        text = (folder / f"{name}.tex").read_text(encoding="ascii")
+        title = f"{artefact.title}, digits. " if name.endswith("_digits") else f"{artefact.title}. "
+        assert rf"\caption{{{title}" in text
+        assert product.caption.startswith(title)
+        labels += re.findall(r"\\label\{(.*)\}", text)
+    kinds = {"table": "tab", "figure": "fig"}
+    assert labels == [f"{kinds[artefact.kind]}:{name}" for name, (artefact, _, _) in built.products.items()]
+    published = (folder / "main_conditional_published.tex").read_text(encoding="ascii")
+    assert r"\caption{Main table: conditional: published numbers. Published" in published
+    assert r"\label{tab:main_conditional_published}" in published
 
 
 def test_figures_are_one_column_wide_with_embedded_fonts(built: Built, folder: Path) -> None:
@@ -123,7 +125,7 @@ def test_every_link_of_the_page_leads_somewhere(built: Built, folder: Path) -> N
 def test_published_numbers_stand_apart_in_the_page(built: Built) -> None:
     page = built.files[0].read_text(encoding="utf-8")
     ours, published = (page.index(f"### main_conditional{end}\n") for end in ("_digits", ": published"))
-    assert ours < page.index("| RobuQ with AMPN | W1.58A2 |") < published < page.index("| TerDiT |")
+    assert ours < page.index("| RobuQ with AMPN, 1 to 4 bits | W1.58A2 |") < published < page.index("| TerDiT |")
 
 
 def test_equal_records_give_equal_bytes(recorded: Recorded, tmp_path: Path) -> None:
@@ -172,9 +174,7 @@ def test_a_run_of_two_plans_keeps_its_name_in_each(records: list[RunRecord], tmp
     build_all(tmp_path, Recorded({"paper_main": records, "paper_warm_up": other}), ["main_conditional", "warm_up"])
     for name, variant in (("main_conditional", "robuq"), ("warm_up", "robuq_warm_100")):
         found = provenance(tmp_path / f"{name}_digits.csv", f"{variant} W1.58A2", "recall")
-        named = {run["variant"] for run in found.runs.values()}
-        assert variant in named
-        assert named <= {variant, "ptq_robuq"}  # whose names the row's is a part of
+        assert {run["variant"] for run in found.runs.values()} == {variant}  # and not ptq_robuq's, too
 
 
 def test_nothing_recorded_leaves_what_is_computed(tmp_path: Path) -> None:
@@ -211,6 +211,14 @@ def test_depth_and_token_captions_say_what_the_bands_are(built: Built) -> None:
     assert "of block 1," in tokens.caption
     assert "from the 10 % to the 90 % quantile" in tokens.caption
     assert set(tokens.data["block"]) == {1}
+
+
+def test_figures_of_histograms_say_how_many_tokens_they_have(built: Built) -> None:
+    by_role, by_timestep = (
+        built.products[f"distributions_by_{name}_digits"][2].caption for name in ("role", "timestep")
+    )
+    assert f"over all timesteps, {BINS * 300} tokens a layer" in by_role
+    assert "much noise: 300 tokens each." in by_timestep
 
 
 # --- provenance ---------------------------------------------------------------------------------------------------
@@ -251,6 +259,24 @@ def test_figures_name_their_runs(built: Built, folder: Path, records: list[RunRe
     assert set(found.runs) <= {record.key for record in records}
 
 
+@pytest.mark.parametrize(
+    ("file", "row", "cells"),
+    [
+        ("main_conditional_digits.csv", "robuq W1.58A2", {"robuq W1.58A2"}),  # exactly, not ptq_robuq's
+        ("main_conditional_digits.csv", "robuq", {f"robuq W1.58A{bits}" for bits in (4, 3, 2)}),
+        ("main_conditional_digits.csv", "PTQ RobuQ W1.58A3", {"ptq_robuq W1.58A3"}),  # as the table shows it
+        ("main_conditional_digits.csv", "robuq without ampn w1.58a2", {"robuq_uniform W1.58A2"}),  # words of it
+        ("main_conditional_digits.csv", "to_4 W1.58A2", {"robuq_to_4 W1.58A2"}),
+        ("figure2_digits.pdf", "RobuQ A2", {"robuq_uniform A2"}),  # as the figure shows it
+        ("figure2_digits.pdf", "full_precision", {"full_precision"}),  # which has no width
+    ],
+)
+def test_a_row_is_found_by_its_name_or_by_words_of_it(
+    built: Built, folder: Path, file: str, row: str, cells: set[str]
+) -> None:
+    assert {cell["row"] for cell in provenance(folder / file, row).cells} == cells
+
+
 def test_provenance_prints_keys_code_and_settings(built: Built, folder: Path, records: list[RunRecord]) -> None:
     configs = {record.key: record.config for record in records}
     with pytest.raises(ValueError, match=r"has no cell baseline W1\.58A2, difference"):
@@ -282,73 +308,3 @@ def test_what_has_no_provenance_says_so(built: Built, folder: Path, tmp_path: Pa
 
 def test_flat_keeps_empty_parts() -> None:
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
-
-
-# --- ours and the published numbers -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def compared(built: Built) -> pd.DataFrame:
-    return side_by_side(built.products)
-
-
-def test_every_published_number_has_a_row(compared: pd.DataFrame) -> None:
-    columns = ["artefact", "method", "metric", "published"]
-    assert set(map(tuple, compared[columns].to_numpy())) == set(
-        map(tuple, load_published().rename(columns={"value": "published"})[columns].to_numpy())
-    )
-
-
-def test_a_difference_is_given_for_one_quantity_alone(compared: pd.DataFrame) -> None:
-    same = compared["verdict"].isin([SAME, SAME_NETWORK])
-    assert compared.loc[same, "difference"].notna().all()
-    assert compared.loc[~same, "difference"].isna().all()
-    assert set(compared["verdict"]) == {SAME, SAME_NETWORK, OTHER_NETWORK, OTHER_DATA, NOT_HERE, NOT_RUN}
-
-
-def test_differences_are_ours_minus_theirs(compared: pd.DataFrame) -> None:
-    known = compared[compared["difference"].notna()]
-    assert (known["ours"] - known["published"]).to_numpy() == pytest.approx(known["difference"].to_numpy())
-    row = known[(known["metric"] == "W x A GFLOPs")].iloc[0]
-    assert row["difference"] == pytest.approx(0.2145, abs=1e-3)  # 7.1345, where the paper has 6.92
-
-
-def test_grids_agree_to_the_last_published_digit(compared: pd.DataFrame) -> None:
-    grids = compared[(compared["artefact"] == "quantizers") & (compared["metric"] != "clip")]
-    places = grids["published_text"].map(lambda text: len(text.partition(".")[2]))
-    assert (grids["difference"].abs() <= 0.51 * 10.0**-places + 1e-6).all()
-
-
-def test_other_data_shows_our_metric_with_its_n(compared: pd.DataFrame, records: list[RunRecord]) -> None:
-    row = compared[
-        (compared["artefact"] == "figure2") & (compared["method"] == "Baseline") & (compared["metric"] == "IS")
-    ]
-    row = row[row["act_bits"] == 2].iloc[0]
-    own = [r.metrics["classifier_score"] for r in records if r.variant == "baseline" and r.act_bits == 2]
-    assert row["our_metric"] == "classifier_score"
-    assert row["ours"] == pytest.approx(sum(own) / len(own))
-    assert (row["n"], row["dataset"], row["verdict"]) == (2, "digits", OTHER_DATA)
-    assert math.isnan(row["difference"])
-
-
-def test_bits_by_role_stand_beside_the_published_ones(compared: pd.DataFrame) -> None:
-    """AMPN's runs at either budget; the search's, which had the budget of two bits. A role's mean is over blocks."""
-    rows = compared[(compared["verdict"] == OTHER_NETWORK)].set_index(["our_metric", "act_bits"])
-    assert rows.loc[("mean bits fc2, AMPN", 3.0), ["ours", "n", "published"]].to_list() == [1.0, 2, 2.31]
-    assert rows.loc[("mean bits qkv, AMPN", 2.0), "ours"] == 2.0
-    assert rows.loc[("mean bits proj, AMPN", 2.0), "dataset"] == "digits"
-    assert rows.loc[("mean bits proj, AMPN", 2.0), "ours_half_width"] == 0.0  # both seeds found the same
-    assert ("mean bits fc1, the search", 2.0) in rows.index
-    assert ("mean bits fc1, the search", 3.0) not in rows.index
-    assert len(rows) == 4 * (2 + 1)
-
-
-def test_bits_by_role_without_any_run_are_not_recorded(tmp_path: Path) -> None:
-    alone = side_by_side(build_all(tmp_path, Recorded(), ["cost"]).products)
-    assert set(alone.loc[alone["metric"] == "mean bits fc1", "verdict"]) == {NOT_RUN}
-
-
-def test_the_comparison_reads_as_a_table(compared: pd.DataFrame) -> None:
-    text = render(side_by_side_table(compared), "markdown")
-    assert "| mid-rise | A2 | – | step | 0.995687 [C] | 0.995687 | step | N(0, 1) | 0.000000 | same quantity |" in text
-    assert "rank of the low-rank branch" not in text

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
-from analysis.render import TextTable, number, render, with_half_width
+from analysis.render import TextTable, latex_figure, number, render, with_half_width
 from analysis.stats import Estimate
 
 CELLS = pd.DataFrame({"Method": ["a_b", "c & d", "e|f"], "Loss ↓": ["0.1 ± 0.2", "−0.5", "–"], "n": ["3", "3", "1"]})
@@ -47,6 +49,22 @@ def test_latex_golden() -> None:
         "a\\_b & \\textbf{0.1 {\\scriptsize$\\pm$0.2}} & 3 \\\\\n\\midrule\n"
         "c \\& d & \\underline{$-$0.5} & 3 \\\\\ne|f & -- & 1 \\\\\n"
         "\\bottomrule\n\\end{tabular}}\n\\end{table*}\n"
+    )
+
+
+def test_a_title_begins_the_caption_and_a_label_ends_it() -> None:
+    table = replace(TABLE, title="Costs, digits", label="tab:costs_digits")
+    assert "\\caption{Costs, digits. 95 \\% of a\\_b}\n\\label{tab:costs_digits}\n" in render(table, "latex")
+    assert "<caption>Costs, digits. 95 % of a_b</caption>" in render(table, "html")
+    assert "Costs" not in render(table, "markdown")
+
+
+def test_a_figures_caption_is_latex() -> None:
+    caption = "`robuq_to_4` at 5 % < 2^14 values, −1 ± 2; as numbers: [correlations](correlations.csv); [−0.5, 1]."
+    assert latex_figure(Path("out/rungs.pdf"), caption, "fig:rungs") == (
+        "\\begin{figure}\n\\centering\n\\includegraphics[width=\\columnwidth]{rungs.pdf}\n"
+        "\\caption{\\texttt{robuq\\_to\\_4} at 5 \\% $<$ $2^{14}$ values, $-$1 $\\pm$ 2; as numbers: correlations; "
+        "[$-$0.5, 1].}\n\\label{fig:rungs}\n\\end{figure}\n"
     )
 
 

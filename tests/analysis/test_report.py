@@ -17,7 +17,7 @@ Maker = Callable[..., RunRecord]
 
 NAMES = {
     "report.md", "manifest.json", "components.md", "components.tex", "components.html", "components.csv",
-    *(f"{figure}.{form}" for figure in ("distributions", "samples", "curves") for form in ("pdf", "png", "csv")),
+    *(f"{figure}.{form}" for figure in ("distributions", "samples", "curves") for form in ("pdf", "png", "tex", "csv")),
 }  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from analysis.figures.search import (
     rungs_figure,
     spread,
 )
-from analysis.figures.sensitivity import sensitivity_data, sensitivity_figure
+from analysis.figures.sensitivity import drawn_bits, drawn_text, sensitivity_data, sensitivity_figure
+from analysis.search_figures import pareto_caption
 from analysis.style import LOOKS, save_figure
 from robuq.ampn.table import SensitivityTable
 from robuq.config import BLOCK_ROLES
@@ -94,12 +95,17 @@ def table_of(record: SearchRecord) -> SensitivityTable:
     return table
 
 
-def test_sensitivity_shows_few_bits_unless_told(record: SearchRecord) -> None:
+def test_sensitivity_draws_few_bits_and_keeps_all(record: SearchRecord) -> None:
     table = table_of(record)
-    assert set(sensitivity_data(table)["bits"]) == {1, 2, 3, 4}
     assert set(sensitivity_data(table, [2])["bits"]) == {2}
-    wide = table.updated(candidates=[5, 6, 7, 8], reference=8)
-    assert set(sensitivity_data(wide)["bits"]) == {5, 6, 7, 8}
+    wide = table.updated(candidates=[3, 4, 6, 7], reference=7)
+    data = sensitivity_data(wide)
+    assert set(data["bits"]) == {3, 4, 6, 7}
+    panel = sensitivity_figure(data).axes[0]
+    assert len(panel.get_yticks()) == 2 * 4
+    assert drawn_text(data) == "Drawn: 3, 4 bits; 6, 7 were measured, too, and in the data."
+    assert drawn_text(sensitivity_data(table)) == "Drawn: 1 to 4 bits."
+    assert drawn_bits(data.assign(bits=data["bits"] + 2)) == [5, 6, 8, 9]  # none is narrow
     with pytest.raises(ValueError, match=r"^no sensitivity for 6 bits: candidates are \[1, 2, 3, 4\]$"):
         sensitivity_data(table, [6])
 
@@ -108,8 +114,13 @@ def test_what_two_standard_errors_cover_is_marked(record: SearchRecord) -> None:
     data = sensitivity_data(table_of(record))
     assert (data["above_noise"] == (data["loss"] > 2 * data["loss_se"])).all()
     panel = sensitivity_figure(data).axes[0]
-    dots = [text.get_text() for text in panel.texts if text.get_text() == "·"]
-    assert len(dots) == ((data["loss"] > 0) & ~data["above_noise"]).sum() > 0
+    (dots,) = (line for line in panel.lines if line.get_marker() == "o")
+    noisy = data[(data["loss"] > 0) & ~data["above_noise"]]
+    rows = [
+        list(BLOCK_ROLES).index(role) + 4 * (bits - 1) for role, bits in zip(noisy["role"], noisy["bits"], strict=True)
+    ]
+    drawn = {(x - 0.5, y - 0.5) for x, y in zip(dots.get_xdata(), dots.get_ydata(), strict=True)}
+    assert drawn == set(zip(noisy["block"], rows, strict=True)) != set()
 
 
 @pytest.mark.parametrize("blocks", [1, 28])
@@ -213,6 +224,11 @@ def test_the_front_is_the_records(make_search: SearchMaker) -> None:
     assert ax.get_xlabel() == "mean activation bits by MACs"
     filled = [line for line in ax.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "none"]
     assert [to_hex(line.get_markerfacecolor()) for line in filled] == [LOOKS["search"].color]
+    legend = [text.get_text() for text in pareto_figure(data).legends[0].get_texts()]
+    assert legend[:2] == ["front", "beaten"]
+    caption = pareto_caption(record, data)
+    assert "after 60 steps of QAT against cost of n = 12 allocations" in caption
+    assert "LR" not in caption
 
 
 def test_costs_in_bit_operations(make_search: SearchMaker) -> None:
@@ -224,7 +240,7 @@ def test_costs_in_bit_operations(make_search: SearchMaker) -> None:
 
 def test_rungs_are_drawn_with_their_correlation(record: SearchRecord) -> None:
     pairs = rungs_data(record)
-    correlations = rung_correlations(pairs, np.random.default_rng(0))
+    correlations = rung_correlations(pairs, 0)
     assert correlations["low"].to_list() == [-1, 0, 60]
     expected = pairs[pairs["low"] == 60][["x", "y"]].corr("spearman").iloc[0, 1]
     assert correlations["spearman"].iloc[2] == pytest.approx(expected, abs=1e-12)
@@ -239,11 +255,19 @@ def test_rungs_are_drawn_with_their_correlation(record: SearchRecord) -> None:
     assert panels[2].get_title("left") == f"ρ = {row['spearman']:.2f} {bounds}\nn = {row['n']:.0f}"
 
 
+def test_allocations_of_equal_bits_share_a_mark_and_both_names(record: SearchRecord) -> None:
+    same = record.updated(baselines=record.baselines | {"greedy": record.baselines["exact"]})
+    pairs = rungs_data(same)
+    legend = rungs_figure(pairs, rung_correlations(pairs, 0)).legends[0]
+    names = [text.get_text() for text in legend.get_texts()]
+    assert [name for name in names if "Exact" in name] == ["Greedy, Exact"]
+
+
 def test_far_values_stand_at_the_edge_of_their_panel(record: SearchRecord) -> None:
     pairs = rungs_data(record)
     worst = (pairs["low"] == 0) & (pairs["number"] == 6)
     pairs.loc[worst, "x"] = 9.0
-    ax = rungs_figure(pairs, rung_correlations(pairs, np.random.default_rng(0))).axes[1]
+    ax = rungs_figure(pairs, rung_correlations(pairs, 0)).axes[1]
     assert ax.get_xlim()[1] < 0.2
     edge = [line for line in ax.lines if line.get_marker() == "^" and line.get_markerfacecolor() == "none"]
     assert list(edge[0].get_ydata()) == pairs.loc[worst, "y"].to_list()
@@ -253,11 +277,11 @@ def test_far_values_stand_at_the_edge_of_their_panel(record: SearchRecord) -> No
 def test_two_evaluations_have_a_count_only(record: SearchRecord) -> None:
     two = record.updated(evaluations=[one.model_dump(mode="json") for one in record.evaluations[:2]], winner=0)
     pairs = rungs_data(two)
-    figure = rungs_figure(pairs, rung_correlations(pairs, np.random.default_rng(0)))
+    figure = rungs_figure(pairs, rung_correlations(pairs, 0))
     assert figure.axes[0].get_title("left") == "n = 2"
 
 
 def test_without_pairs_there_is_nothing_to_compare(make_search: SearchMaker) -> None:
     pairs = rungs_data(make_search(4, 6, state="failed"))
     with pytest.raises(ValueError, match="no evaluation reached the last rung"):
-        rungs_figure(pairs, rung_correlations(pairs, np.random.default_rng(0)))
+        rungs_figure(pairs, rung_correlations(pairs, 0))

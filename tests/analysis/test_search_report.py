@@ -19,7 +19,7 @@ FIGURES = ("bits", "history", "rungs", "sensitivity")
 NAMES = {
     "report.md", "manifest.json", "evaluations.csv", "correlations.csv",
     *(f"{table}.{form}" for table in ("allocations", "predictors") for form in ("md", "tex", "html", "csv")),
-    *(f"{figure}.{form}" for figure in FIGURES for form in ("pdf", "png", "csv")),
+    *(f"{figure}.{form}" for figure in FIGURES for form in ("pdf", "png", "tex", "csv")),
 }  # fmt: skip
 
 

@@ -165,6 +165,8 @@ def test_token_spread_shows_one_block(arrays: Arrays) -> None:
     ax = token_spread_figure(normality_data(arrays), 2).axes[0]
     assert ax.lines[1].get_ydata() == pytest.approx(arrays["token_kurtosis"][8, :, 0, 1])
     assert ax.lines[1].get_xdata().tolist() == [125, 375, 625, 875]
+    assert 0 in ax.get_yticks()
+    assert len(ax.get_yticks(minor=True)) == 0  # every tick has a number
 
 
 # --- weights ------------------------------------------------------------------------------------------------------

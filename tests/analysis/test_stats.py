@@ -13,7 +13,6 @@ from scipy import stats as reference
 from analysis.stats import (
     bootstrap_interval,
     hedges_correction,
-    hedges_g,
     holm,
     mean_interval,
     paired_difference,
@@ -111,8 +110,8 @@ def test_hedges_correction_removes_the_bias() -> None:
     assert hedges_correction(60) == pytest.approx(1 - 3 / (4 * 60 - 1), abs=1e-4)  # Hedges' own approximation
     assert math.isnan(hedges_correction(1))
     rng = np.random.default_rng(1)
-    groups = rng.normal(size=(20000, 2, 4)) + np.array([[1.0], [0.0]])
-    sizes = np.array([hedges_g(a, b) for a, b in groups])
+    nothing = series(0, 0, 0, 0, 0)
+    sizes = np.array([paired_difference(series(*a), nothing).effect for a in 1 + rng.normal(size=(4000, 5))])
     assert abs(sizes.mean() - 1.0) < 4 * sizes.std() / math.sqrt(len(sizes))
 
 
@@ -126,6 +125,15 @@ def test_marks_share_bold_where_the_paired_interval_cannot_tell() -> None:
     assert rank_marks(rows, lower_is_better=True) == {"best": "best", "tied": "best", "next": "second", "last": ""}
     upside_down = {name: -values for name, values in rows.items()}
     assert rank_marks(upside_down, lower_is_better=False) == rank_marks(rows, lower_is_better=True)
+
+
+def test_marks_are_by_holms_p() -> None:
+    """Two rows that their own t-tests tell from the best at p = 0.03, which is 0.06 for both of them."""
+    noise = np.array([-1.0, 0.0, 1.0])
+    best, row = series(0, 0, 0), series(*(noise + 3.27))
+    assert reference.ttest_1samp(row, 0).pvalue == pytest.approx(0.03, abs=0.001)
+    assert rank_marks({"best": best, "one": row}, True) == {"best": "best", "one": "second"}
+    assert set(rank_marks({"best": best, "one": row, "other": row + 0.001}, True).values()) == {"best"}
 
 
 def test_one_seed_marks_nobody() -> None:
