@@ -7,10 +7,10 @@ PLAN ?= experiments/plans/digits_components.yaml
 
 N ?= 100
 
-.PHONY: help install ablation smoke test torture fuzz audit fast clean
+.PHONY: help install ablation smoke test torture fuzz audit clean
 
 help:
-	@echo "make ablation   set up, train and compare the variants of $(PLAN), write the report (about 20 minutes on 2 cores)"
+	@echo "make ablation   set up, train and compare the variants of $(PLAN), write the report (15 to 20 minutes on 2 cores)"
 	@echo "make smoke      the same path in about a minute"
 	@echo "make test       set up and run every check: format, lint, types, import contracts, tests"
 	@echo "make torture    kill sweeps and searches at random moments and continue them, N=100 rounds,"

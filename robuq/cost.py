@@ -18,7 +18,7 @@ Conventions, the same for every variant:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -96,7 +96,6 @@ class CostSummary:
     parameters: int  # of the unquantized network
     weight_bytes: int  # packed
     full_precision_bytes: int
-    gmacs: dict[str, float]  # by precision class, 10^9
     gflops: dict[str, float]  # by precision class: 10^9 MACs x bits x bits / 32^2
 
     @property
@@ -230,7 +229,6 @@ def summarise(costs: Iterable[LayerCost]) -> CostSummary:
     """Totals of the layers."""
     costs = list(costs)
     parameters = sum(cost.weight_count + cost.bias_count for cost in costs)
-    gmacs, gflops = _by_class(costs, lambda cost: cost.weight_bits * cost.act_bits / FULL**2)
     return CostSummary(
         macs=sum(cost.macs + cost.low_rank_macs for cost in costs),
         bops=sum(cost.bops for cost in costs),
@@ -239,23 +237,17 @@ def summarise(costs: Iterable[LayerCost]) -> CostSummary:
         parameters=parameters,
         weight_bytes=ceil(sum(cost.stored_size for cost in costs) / 8),
         full_precision_bytes=parameters * FULL // 8,
-        gmacs=gmacs,
-        gflops=gflops,
+        gflops=_by_class(costs, lambda cost: cost.weight_bits * cost.act_bits / FULL**2),
     )
 
 
-def _by_class(
-    costs: Sequence[LayerCost], share: Callable[[LayerCost], float]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """10^9 MACs by precision class, plain and each layer's times its share; the low-rank branch counts in full."""
-    plain: defaultdict[str, float] = defaultdict(float, dict.fromkeys(CLASSES, 0.0))
+def _by_class(costs: Iterable[LayerCost], share: Callable[[LayerCost], float]) -> dict[str, float]:
+    """10^9 MACs by precision class, each layer's times its share; the low-rank branch counts in full."""
     scaled: defaultdict[str, float] = defaultdict(float, dict.fromkeys(CLASSES, 0.0))
     for cost in costs:
-        plain[cost.precision_class] += cost.macs / 1e9
         scaled[cost.precision_class] += cost.macs * share(cost) / 1e9
-        plain["low rank"] += cost.low_rank_macs / 1e9
         scaled["low rank"] += cost.low_rank_macs / 1e9
-    return dict(plain), dict(scaled)
+    return dict(scaled)
 
 
 def paper_gflops(costs: Iterable[LayerCost]) -> dict[str, float]:
@@ -275,8 +267,7 @@ def paper_gflops(costs: Iterable[LayerCost]) -> dict[str, float]:
     Raises:
         ValueError: a block linear that is quantized, but not to ternary weights and quantized activations.
     """
-    costs = list(costs)
-    return _by_class(costs, _paper_share)[1]
+    return _by_class(costs, _paper_share)
 
 
 def _paper_share(cost: LayerCost) -> float:

@@ -47,17 +47,6 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         folder.close()
 
 
-def abandoned() -> list[Path]:
-    """What killed commands of this user left, to look at. Changes nothing."""
-    found = []
-    for path in _all():
-        held = _held(path)
-        if held is not None:
-            os.close(held)
-            found.append(path)
-    return found
-
-
 def remove_abandoned() -> list[Path]:
     """What was removed. A folder that something still writes to may keep a part of it; the next call takes it."""
     removed = []

@@ -23,24 +23,34 @@ CONTRACTS = {contract["name"]: contract for contract in SETTINGS["contracts"]}
 
 METHOD = "The method knows nothing of plans, papers, plots"
 DASHBOARDS = "Dashboards look through analysis only"
-MODELS = "Models do not know quantization"
+ANALYSIS = "Analysis knows records, not plans or pages"
+PLANS = "Plans do not know pages"
+PARTS = "The method's parts import downwards only"
 TORCH_FREE = "Configuration, records and analysis are free of torch and ray"
 MLFLOW = "mlflow has one home: robuq.record.mlflow"
 RAY = "ray has one home: experiments.executors"
 OPTUNA = "optuna has one home: robuq.ampn.search"
 STREAMLIT = "streamlit has one home: dashboards"
 
-VIOLATIONS = [  # (contract, file, what is added to it)
+VIOLATIONS = [  # (contract, or several, file, what is added to it)
     (METHOD, "robuq/train.py", "import experiments.plan"),
     (METHOD, "robuq/metrics/score.py", "from analysis import stats"),
     (METHOD, "robuq/train.py", "import dashboards"),
     (DASHBOARDS, "dashboards/planted.py", "from robuq.config import RunConfig"),
     (DASHBOARDS, "dashboards/planted.py", "import experiments.plan"),
-    (MODELS, "robuq/models/dit.py", "from robuq.quant.grids import levels"),
-    (MODELS, "robuq/models/dit.py", "import robuq.calibrate"),  # which imports robuq.quant
+    (ANALYSIS, "analysis/load.py", "import experiments.plan"),
+    (ANALYSIS, "analysis/live.py", "from dashboards import settings"),
+    (PLANS, "experiments/cli_dashboard.py", "from dashboards.settings import Settings"),
+    (PARTS, "robuq/models/dit.py", "from robuq.quant.grids import levels"),
+    (PARTS, "robuq/models/dit.py", "import robuq.calibrate"),  # which imports robuq.quant
+    (PARTS, "robuq/quant/surgery.py", "from robuq.diffusion.loss import noise_loss"),  # beside it
+    (PARTS, "robuq/train.py", "import robuq.pipeline"),
+    (PARTS, "robuq/planted.py", "import math"),  # of no layer
     (TORCH_FREE, "robuq/config/base.py", "from torch import Tensor"),
-    (TORCH_FREE, "robuq/cost.py", "def build() -> None:\n    from robuq.models import build_dit"),
-    (TORCH_FREE, "robuq/stages.py", "import robuq.train"),
+    (TORCH_FREE, "robuq/ampn/ranking.py", "import torch"),
+    (TORCH_FREE, "robuq/scratch.py", "import torch"),
+    ((PARTS, TORCH_FREE), "robuq/cost.py", "def build() -> None:\n    from robuq.models import build_dit"),
+    ((PARTS, TORCH_FREE), "robuq/stages.py", "import robuq.train"),
     (TORCH_FREE, "robuq/record/collect.py", "import torch"),
     (TORCH_FREE, "robuq/variants.py", "import torchmetrics"),
     (TORCH_FREE, "robuq/data/fingerprint.py", "from robuq.data.load import load_data"),
@@ -87,14 +97,17 @@ def test_the_code_as_it_is_keeps_every_contract(tree: Path) -> None:
 
 
 def test_every_contract_has_a_planted_violation() -> None:
-    assert {contract for contract, _, _ in VIOLATIONS} == set(CONTRACTS)
+    assert {contract for contract, _, _ in VIOLATIONS if isinstance(contract, str)} == set(CONTRACTS)
 
 
 @pytest.mark.parametrize(("contract", "file", "line"), VIOLATIONS)
-def test_a_planted_import_breaks_exactly_its_contract(tree: Path, contract: str, file: str, line: str) -> None:
+def test_a_planted_import_breaks_exactly_its_contract(
+    tree: Path, contract: str | tuple[str, ...], file: str, line: str
+) -> None:
     with (tree / file).open("a") as stream:
         stream.write(f"\n{line}\n")
-    assert [name for name, verdict in verdicts(tree).items() if verdict == "BROKEN"] == [contract]
+    broken = {name for name, verdict in verdicts(tree).items() if verdict == "BROKEN"}
+    assert broken == ({contract} if isinstance(contract, str) else set(contract))
 
 
 def test_what_is_declared_free_of_torch_imports_without_it() -> None:

@@ -33,8 +33,8 @@ from robuq.evaluate import (
     middle_tokens,
     to_uint8,
 )
-from robuq.metrics.classifier import FeatureClassifier, train_classifier
-from robuq.metrics.protocol import image_metrics, reference_features
+from robuq.metrics.classifier import FeatureClassifier, predict, reference_images, train_classifier
+from robuq.metrics.protocol import image_metrics
 from robuq.models import DiT, build_dit
 from robuq.quant.surgery import quantize_
 from robuq.variants import variant
@@ -61,6 +61,10 @@ def classifier(data: ImageData) -> FeatureClassifier:
     return train_classifier(data, CONFIG.features)
 
 
+def reference(classifier: FeatureClassifier, data: ImageData) -> torch.Tensor:
+    return predict(classifier, reference_images(data, CONFIG.features)[0])[0]
+
+
 def model_with(precision: PrecisionMap, num_classes: int = 10) -> DiT:
     model = build_dit(NANO.updated(num_classes=num_classes), seed=3)
     generator = torch.Generator().manual_seed(4)
@@ -72,7 +76,7 @@ def model_with(precision: PrecisionMap, num_classes: int = 10) -> DiT:
 
 
 def test_all_of_it(tmp_path: Path, data: ImageData, classifier: FeatureClassifier) -> None:
-    model, real = model_with(variant("robuq_uniform")), reference_features(classifier, data, CONFIG)
+    model, real = model_with(variant("robuq_uniform")), reference(classifier, data)
     metrics = evaluate(model, data, classifier, real, DIFFUSION, CONFIG, tmp_path)
     labels = torch.arange(24) % 10
     images = sample_images(model, labels, DIFFUSION, CONFIG.sample)
@@ -168,7 +172,7 @@ def test_batch_size_changes_no_image(tmp_path: Path) -> None:
 
 
 def test_unconditional_networks_are_judged_too(tmp_path: Path, data: ImageData, classifier: FeatureClassifier) -> None:
-    model, real = model_with(PrecisionMap(), num_classes=0), reference_features(classifier, data, CONFIG)
+    model, real = model_with(PrecisionMap(), num_classes=0), reference(classifier, data)
     metrics = evaluate(model, data, classifier, real, DIFFUSION, CONFIG, tmp_path)
     assert "fd_classifier" in metrics
     assert "label_agreement" not in metrics

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import robuq.pipeline
 from robuq.ampn.allocate import exact
 from robuq.ampn.bits_file import read_bits
-from robuq.ampn.problem import bit_allocation, make_problem
+from robuq.ampn.problem import make_problem
 from robuq.ampn.table import SensitivityTable
 from robuq.config import (
     BLOCK_ROLES,
@@ -227,7 +227,7 @@ def test_ampn_trains_with_the_bits_that_it_finds(root: Path) -> None:
     assert {"split_half_spearman", "loss_seconds"} <= results["sensitivity"]["metrics"].keys()
     bits = read_bits(store.folder(of["allocate"].id) / "bits.json")
     problem = make_problem(table, FOUND.model, FOUND.precision, Budget(limit=2.0))
-    assert bits == bit_allocation(problem, exact(problem).bits)
+    assert bits.bits == dict(zip(problem.decisions, exact(problem).bits, strict=True))
     trained = load_quantized(store.folder(of["qat"].id) / "model")
     assert {name: layer.spec.act.bits for name, layer in decision_layers(trained).items() if layer.spec.act} == (
         bits.bits

@@ -13,7 +13,13 @@ from robuq.config import BLOCK_ROLES, ConfigError, PrecisionMap, RunConfig, disp
 from robuq.models import build_dit
 from robuq.variants import ADALN_4, ATTENTION_8, VARIANTS, ampn, recipe, variant
 
-CONTROLS = ("full_precision", "ternary_only", "ternary_rotation", "ternary_low_rank_rotation")  # activations stay
+CONTROLS = (
+    "full_precision",
+    "ternary_only",
+    "ternary_rotation",
+    "ternary_low_rank",
+    "ternary_low_rank_rotation",
+)  # activations stay
 NAMES = sorted(VARIANTS)
 QUANTIZED = sorted(set(VARIANTS) - set(CONTROLS))
 
@@ -76,6 +82,7 @@ def test_components_differ_in_what_their_names_say() -> None:
         ("baseline", "robuq_uniform", {"act"}),
         ("robust_no_rotation", "robuq_uniform", {"transform"}),
         ("ternary_only", "ternary_rotation", {"transform"}),
+        ("ternary_only", "ternary_low_rank", {"low_rank"}),
         ("ternary_rotation", "ternary_low_rank_rotation", {"low_rank"}),
         ("ternary_low_rank_rotation", "robuq_uniform", {"act"}),
     ]

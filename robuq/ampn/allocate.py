@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from robuq.ampn.problem import SLACK, Allocation, Bits, Choice, Matrix, Problem, allocation_of, bit_allocation
+from robuq.ampn.problem import SLACK, Allocation, Bits, Choice, Matrix, Problem, allocation_of
 from robuq.ampn.table import split_decision
 from robuq.config import Allocator
 
-__all__ = ["ALLOCATORS", "Allocation", "allocate", "allocation_of", "bit_allocation", "spend"]
+__all__ = ["ALLOCATORS", "Allocation", "allocate", "allocation_of", "spend"]
 
 # The paper's mean bits of each kind at an average of 2 and of 3 bits.
 PUBLISHED_BITS = {"qkv": (2.21, 2.96), "proj": (2.75, 3.89), "fc1": (2.00, 3.04), "fc2": (1.64, 2.31)}

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from robuq.ampn.table import SensitivityTable
 from robuq.config import (
     BLOCK_ROLES,
-    BitAllocation,
     Budget,
     ConfigError,
     Measure,
@@ -127,11 +126,6 @@ def allocation_of(problem: Problem, bits: Sequence[int], optimal: bool = False) 
     return Allocation(tuple(bits), problem.damage_of(bits), problem.cost_of(bits), optimal)
 
 
-def bit_allocation(problem: Problem, bits: Sequence[int]) -> BitAllocation:
-    """The bits by name, as a run takes them."""
-    return BitAllocation(bits=dict(zip(problem.decisions, problem.bits_of(problem.choice_of(bits)), strict=True)))
-
-
 def make_problem(
     damage: SensitivityTable | Matrix,
     model: ModelConfig,
@@ -162,6 +156,9 @@ def budget_cost(costs: list[LayerCost], decisions: Sequence[str], candidates: Se
 
     layers, macs, elements: weight / sum of weights x bits. bops: MACs x weight bits x bits / 10^9; what is fixed is
     spread evenly over the decisions where it counts, so that sums are of the whole network.
+
+    Raises:
+        ConfigError: the precision map leaves a decision's activations alone.
     """
     by_name = {cost.name: cost for cost in costs}
     layers = [by_name[decision] for decision in decisions]

@@ -92,7 +92,11 @@ class Questions:
 
 
 def make_questions(model: DiT, data: ImageData, schedule: NoiseSchedule, config: SensitivityConfig) -> Questions:
-    """Evenly chosen images; noise, stratified timesteps and signs are functions of `config.seed` alone."""
+    """Evenly chosen images; noise, stratified timesteps and signs are functions of `config.seed` alone.
+
+    Raises:
+        ConfigError: fewer than two images.
+    """
     images, labels = data.validation_images, data.validation_labels
     if not len(images):
         images, labels = data.train_images, data.train_labels

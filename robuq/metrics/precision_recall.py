@@ -40,6 +40,9 @@ def squared_radii(points: Tensor, k: int) -> Tensor:
     """(N, F) -> (N,): squared distance to the k-th nearest other point.
 
     The matrix of distances is symmetric: each block above the diagonal serves its rows and its columns.
+
+    Raises:
+        ValueError: no point has k others.
     """
     if len(points) <= k:
         raise ValueError(f"{len(points)} feature vectors have no {k}-th neighbours: need at least {k + 1}")

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from robuq.config import EvalConfig
-from robuq.data.load import ImageData
-from robuq.metrics.classifier import FeatureClassifier, predict, reference_images
+from robuq.metrics.classifier import FeatureClassifier, predict
 from robuq.metrics.frechet import frechet_distance, moments
 from robuq.metrics.kernel import kernel_distance
 from robuq.metrics.precision_recall import precision_recall
@@ -24,12 +23,6 @@ from robuq.metrics.score import classifier_score
 
 SCORE_SPLIT = 5000  # images a split of the score, as the field has it; fewer images are one split
 FLOOR_DRAWS = 8
-
-
-def reference_features(classifier: FeatureClassifier, data: ImageData, config: EvalConfig) -> Tensor:
-    """The reference: features (N, F) of the training images."""
-    images, _ = reference_images(data, config.features)
-    return predict(classifier, images)[0]
 
 
 def image_metrics(
@@ -68,7 +61,6 @@ class Floor:
     mean: float
     sd: float  # over the draws
     num_images: int  # in place of the generated ones
-    num_reference: int
     draws: int
 
 
@@ -92,5 +84,4 @@ def real_floor(reference: Tensor, num_images: int, seed: int, held_out: Tensor |
         order = torch.randperm(len(source), generator=generator)
         rest = source[order[size:]] if held_out is None else reference
         distances.append(frechet_distance(*moments(rest), *moments(source[order[:size]])))
-    num_reference = len(reference) - (size if held_out is None else 0)
-    return Floor(float(np.mean(distances)), float(np.std(distances)), size, num_reference, draws)
+    return Floor(float(np.mean(distances)), float(np.std(distances)), size, draws)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robuq.config.quant import Grid
 
-# MSE-optimal steps for N(0, 1), bits 1..8: argmin over s of gaussian_mse(s * levels).
+# MSE-optimal steps for N(0, 1), bits 1..8: argmin over s of E (Q(x) - x)^2, Q the nearest of s * levels.
 MID_RISE_STEPS = (
     1.59576912161, 0.995686685944, 0.586019441443, 0.335200612200,
     0.188138790280, 0.104063009442, 0.0568676723824, 0.0307623875823,
@@ -50,11 +50,6 @@ def _levels(grid: Grid, bits: int) -> tuple[float, ...]:
         return (*(-m for m in reversed(FP4_MAGNITUDES)), 0.0, *FP4_MAGNITUDES)
     offset = 0.5 if grid == "mid_rise" else 0.0
     return tuple(k + offset for k in range(-half, half))
-
-
-def lloyd_max_levels(bits: int) -> Tensor:
-    """The Lloyd-Max codebook of N(0, 1): float64, ascending, (2^bits,)."""
-    return levels("lloyd_max", bits)
 
 
 @cache
@@ -96,19 +91,6 @@ def _cells(edge: Array) -> tuple[Array, Array]:
 def _density(x: Array) -> Array:
     density: Array = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
     return density
-
-
-def gaussian_mse(codebook: Tensor) -> float:
-    """E (Q(x) - x)^2 for x ~ N(0, 1), Q the nearest of the ascending levels `codebook` (L,).
-
-    Over a cell (a, b) of level l: (1 + l^2) P - (b phi(b) - a phi(a)) - 2 l M, with P = Phi(b) - Phi(a) and
-    M = phi(a) - phi(b).
-    """
-    level = codebook.double().numpy()
-    edge = _edges(level)
-    probability, moment = _cells(edge)
-    d_edge_density = np.diff(edge * _density(edge), prepend=0.0, append=0.0)
-    return float(np.sum((1 + level**2) * probability - d_edge_density - 2 * level * moment))
 
 
 def gaussian_step(grid: Grid, bits: int) -> float:

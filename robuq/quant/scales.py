@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robuq.config.quant import ActQuant, ScaleRule
+from robuq.config.quant import QUEST_CLIP, ActQuant, ScaleRule
 from robuq.quant.grids import gaussian_step, max_level
 
 # A token of zeros has this scale, so that its quantized values are finite: 0, or half a step on mid-rise grids.
@@ -22,10 +22,6 @@ MIN_SCALE = 1e-8
 MAD_TO_SIGMA = 1.4826  # 1 / Phi^-1(3/4): a normal variable's sigma over its median absolute deviation
 IQR_TO_SIGMA = 1 / 1.349  # 1 / (2 Phi^-1(3/4)): ... over its interquartile range
 MEAN_ABS_TO_SIGMA = math.sqrt(math.pi / 2)  # ... over its mean absolute deviation
-
-# QuEST's clip in units of the RMS, bits 1..8, as published: the mid-rise grid's outermost level at the step that
-# is MSE-optimal for N(0, 1). From 6 bits on they lie below the optimum, by 1 % at 8 bits.
-QUEST_CLIP = (0.79788, 1.49353, 2.05107, 2.51393, 2.91609, 3.27660, 3.60105, 3.88494)
 
 Scaling = tuple[Tensor, Tensor | None]  # scale and center; no center is a center of zero
 

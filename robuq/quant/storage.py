@@ -70,7 +70,11 @@ def _check_size(config: ModelConfig, folder: Path) -> None:
 
 
 def read_meta(folder: Path) -> tuple[ModelConfig, dict[str, QuantSpec], int]:
-    """The architecture, the specs and the rotation seed of a saved model."""
+    """The architecture, the specs and the rotation seed of a saved model.
+
+    Raises:
+        ConfigError: the file is not there, or is no description of a model.
+    """
     try:
         meta = read_mapping(folder / META)
         specs = {name: QuantSpec.parse(spec, name) for name, spec in meta["specs"].items()}

@@ -8,9 +8,18 @@ from ampn_problems import decisions_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robuq.ampn.problem import Problem, bit_allocation, make_problem
+from robuq.ampn.problem import Problem, make_problem
 from robuq.ampn.table import SensitivityTable
-from robuq.config import BLOCK_ROLES, MODEL_PRESETS, Budget, ConfigError, ModelConfig, PrecisionMap, Weighting
+from robuq.config import (
+    BLOCK_ROLES,
+    MODEL_PRESETS,
+    BitAllocation,
+    Budget,
+    ConfigError,
+    ModelConfig,
+    PrecisionMap,
+    Weighting,
+)
 from robuq.cost import average_bits, layer_costs, summarise
 from robuq.variants import VARIANTS
 
@@ -26,12 +35,16 @@ def problem_of(budget: Budget, precision: PrecisionMap = ROBUQ) -> Problem:
     return make_problem(DAMAGE, MODEL, precision, budget)
 
 
+def named(bits: list[int]) -> BitAllocation:
+    return BitAllocation(bits=dict(zip(decisions_of(3), bits, strict=True)))
+
+
 @pytest.mark.parametrize("weights", MEANS)
 @given(bits=some_bits)
 @settings(max_examples=25)
 def test_mean_bits_are_the_cost_models(weights: Weighting, bits: list[int]) -> None:
     problem = problem_of(Budget(limit=2.0, weights=weights))
-    costs = layer_costs(MODEL, ROBUQ, bit_allocation(problem, bits))
+    costs = layer_costs(MODEL, ROBUQ, named(bits))
     assert problem.cost_of(bits) == pytest.approx(average_bits(costs, weights), rel=1e-12)
 
 
@@ -39,7 +52,7 @@ def test_mean_bits_are_the_cost_models(weights: Weighting, bits: list[int]) -> N
 @settings(max_examples=25)
 def test_bops_are_the_cost_models(bits: list[int]) -> None:
     whole = problem_of(Budget(limit=10.0, weights="bops", count_fixed=True))
-    costs = layer_costs(MODEL, ROBUQ, bit_allocation(whole, bits))
+    costs = layer_costs(MODEL, ROBUQ, named(bits))
     assert whole.cost_of(bits) == pytest.approx(summarise(costs).bops / 1e9, rel=1e-12)
     linears = problem_of(Budget(limit=10.0, weights="bops"))
     products = sum(cost.macs * cost.weight_bits * cost.act_bits for cost in costs if cost.role in BLOCK_ROLES)
@@ -61,7 +74,6 @@ def test_the_same_width_everywhere_is_that_mean_in_spite_of_rounding(name: str, 
 def test_decisions_are_in_the_order_of_the_network() -> None:
     problem = problem_of(Budget(limit=2.0))
     assert problem.decisions == decisions_of(3)
-    assert list(bit_allocation(problem, [2] * 12).bits) == list(problem.decisions)
 
 
 def test_damage_is_summed_over_the_decisions() -> None:

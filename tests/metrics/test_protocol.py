@@ -3,9 +3,9 @@ import torch
 
 from robuq.config import DataConfig, EvalConfig, FeatureConfig
 from robuq.data.load import load_data
-from robuq.metrics.classifier import predict, train_classifier
+from robuq.metrics.classifier import predict, reference_images, train_classifier
 from robuq.metrics.frechet import frechet_distance, moments
-from robuq.metrics.protocol import image_metrics, real_floor, reference_features
+from robuq.metrics.protocol import image_metrics, real_floor
 
 CONFIG = EvalConfig(features=FeatureConfig(epochs=4))
 
@@ -14,7 +14,7 @@ CONFIG = EvalConfig(features=FeatureConfig(epochs=4))
 def setting():
     data = load_data(DataConfig())
     classifier = train_classifier(data, CONFIG.features)
-    return data, classifier, reference_features(classifier, data, CONFIG)
+    return data, classifier, predict(classifier, reference_images(data, CONFIG.features)[0])[0]
 
 
 def test_held_out_images_beat_noisy_ones(setting):
@@ -73,7 +73,7 @@ def test_the_floor_is_the_distance_of_held_out_images(setting):
     held_out, _ = predict(classifier, data.held_out_images)
     floor = real_floor(reference, 10_000, 0, held_out)
     assert floor.mean == pytest.approx(frechet_distance(*moments(reference), *moments(held_out)))
-    assert (floor.num_images, floor.num_reference, floor.draws, floor.sd) == (450, len(data.train_images), 1, 0)
+    assert (floor.num_images, floor.draws, floor.sd) == (450, 1, 0)
 
 
 def normal(count: int, seed: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ def normal(count: int, seed: int) -> torch.Tensor:
 def test_draws_are_disjoint_seeded_and_sized():
     reference = normal(300, 0)
     floor = real_floor(reference, 100, 1)
-    assert (floor.num_images, floor.num_reference, floor.draws) == (100, 200, 8)
+    assert (floor.num_images, floor.draws) == (100, 8)
     assert floor == real_floor(reference, 100, 1) != real_floor(reference, 100, 2)
     assert real_floor(reference, 1000, 1).num_images == 150
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from gaussian_error import gaussian_mse
 from torchao.quantization.quant_primitives import (
     MappingType,
     choose_qparams_affine,
@@ -14,7 +15,7 @@ from torchao.quantization.quant_primitives import (
 
 from robuq.config.quant import ActQuant
 from robuq.quant.fake_quantizer import ActFakeQuantizer, fake_quant
-from robuq.quant.grids import gaussian_mse, gaussian_step, levels
+from robuq.quant.grids import gaussian_step, levels
 from robuq.quant.scales import grouped, rows, scale_and_center
 
 RULES = ("absmax", "minmax", "absmean", "percentile", "sigma", "mad", "iqr", "gaussian", "rms", "lsq")

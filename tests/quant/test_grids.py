@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from gaussian_error import gaussian_mse
 from scipy.integrate import quad
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm, truncnorm
 
-from robuq.quant.grids import gaussian_mse, gaussian_step, levels, lloyd_max_levels, max_level, round_to_grid
+from robuq.quant.grids import gaussian_step, levels, max_level, round_to_grid
 
 BITS = range(1, 9)
 ALL_GRIDS = [(grid, bits) for grid in ("mid_rise", "mid_tread", "as_coded", "lloyd_max") for bits in BITS] + [
@@ -77,7 +78,7 @@ def test_closed_form_mse_is_the_integral(grid, bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_lloyd_max_levels_are_the_means_of_their_cells(bits):
-    codebook = lloyd_max_levels(bits).numpy()
+    codebook = levels("lloyd_max", bits).numpy()
     edges = np.concatenate([[-np.inf], (codebook[1:] + codebook[:-1]) / 2, [np.inf]])
     means = truncnorm.mean(edges[:-1], edges[1:])
     np.testing.assert_allclose(codebook, means, atol=1e-9, rtol=0)
@@ -85,8 +86,8 @@ def test_lloyd_max_levels_are_the_means_of_their_cells(bits):
 
 
 def test_lloyd_max_levels_of_max_1960():
-    np.testing.assert_allclose(lloyd_max_levels(2).numpy()[2:], [0.4528, 1.510], atol=5e-4)
-    np.testing.assert_allclose(lloyd_max_levels(3).numpy()[4:], [0.2451, 0.7560, 1.344, 2.152], atol=5e-4)
+    np.testing.assert_allclose(levels("lloyd_max", 2).numpy()[2:], [0.4528, 1.510], atol=5e-4)
+    np.testing.assert_allclose(levels("lloyd_max", 3).numpy()[4:], [0.2451, 0.7560, 1.344, 2.152], atol=5e-4)
 
 
 def test_a_better_grid_has_a_smaller_error():

@@ -6,16 +6,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from gaussian_error import gaussian_mse
 from scipy import stats
 
-from robuq.config.quant import ActQuant
-from robuq.quant.grids import gaussian_mse, gaussian_step, levels, max_level
+from robuq.config.quant import QUEST_CLIP, ActQuant
+from robuq.quant.grids import gaussian_step, levels, max_level
 from robuq.quant.scales import (
     IQR_TO_SIGMA,
     MAD_TO_SIGMA,
     MEAN_ABS_TO_SIGMA,
     MIN_SCALE,
-    QUEST_CLIP,
     grouped,
     quantile,
     scale_and_center,
