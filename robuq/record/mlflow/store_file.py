@@ -12,7 +12,7 @@ from urllib.parse import quote
 from robuq.messages import redacted
 from robuq.record.mlflow.client import TrackingRefused, TrackingUnavailable, connect, errors_of, sqlite_file
 
-WAIT = 20.0  # seconds for another program's lock
+WAIT = 5.0  # seconds for another program's lock
 TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 NEEDED = "experiments"  # the table that all reading begins with
 
