@@ -29,7 +29,7 @@ class CmaEsState(Config):
     stretch: Numbers | None  # CMAwM's diagonal matrix A; None: without a margin
 
 
-class PlainCmaEsSampler(CmaEsSampler):  # type: ignore[misc]
+class PlainCmaEsSampler(CmaEsSampler):  # type: ignore[misc]  # optuna's samplers have no types here
     """Draws what `CmaEsSampler` draws. One instance is good for one draw."""
 
     _kept: CmaEsState | None = None
